@@ -1,0 +1,42 @@
+# The two commands of the README are `make run` and `make test`; both set up .venv themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN_OUT ?= out
+export PYTHONUNBUFFERED := 1
+
+.PHONY: setup run test lint drift notebooks readme lab bench soak clean
+
+setup:
+	@$(PYTHON) tools/setup.py
+
+run: setup
+	@mkdir -p $(RUN_OUT)
+	@PROGRESS=lines OUTPUT_PATH=$(RUN_OUT) $(BIN)/papermill nbs/90_main.ipynb $(RUN_OUT)/90_main.ipynb --cwd . --kernel python3 \
+		--no-progress-bar --stdout-file - --stderr-file /dev/stderr
+
+test: lint drift
+	@$(BIN)/python tools/notebooks.py test
+	@$(BIN)/python -m pytest tests -q -ra --durations=10
+
+lint: setup
+	@$(BIN)/ruff check .
+
+# what is generated must be what is committed
+drift: setup
+	@$(BIN)/python tools/notebooks.py drift
+
+# export, clean and rebuild the README after editing notebooks
+notebooks: setup
+	@$(BIN)/python tools/notebooks.py export
+
+lab: setup
+	@$(BIN)/jupyter lab nbs
+
+bench: setup
+	@for f in benchmarks/[a-z]*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+soak: setup
+	@$(BIN)/python -m pytest tests -q -ra -m soak
+
+clean:
+	rm -rf out .pytest_cache .hypothesis .ruff_cache build dist
