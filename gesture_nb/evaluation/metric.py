@@ -6,13 +6,13 @@
 __all__ = ['METRICS', 'positions_of', 'confusion_counts', 'f1_of', 'macro_f1_of', 'accuracy_of', 'parts_of', 'score_of',
            'competition_score', 'score_submission', 'is_competition', 'scores', 'subject_counts', 'bootstrap_interval']
 
-# %% ../../nbs/30_evaluation.metric.ipynb #27e0e16e
+# %% ../../nbs/30_evaluation.metric.ipynb #1be64dce
 import numpy as np
 
 from ..config import UserError, suggestion
 from ..schema import GESTURES, TARGETS
 
-# %% ../../nbs/30_evaluation.metric.ipynb #67429ae0
+# %% ../../nbs/30_evaluation.metric.ipynb #a0079139
 def positions_of(
     labels,               # [n] names, or whole numbers that are positions already
     classes,              # the names, in the order that positions mean
@@ -30,14 +30,14 @@ def positions_of(
         raise UserError(f"The {what} of entry {wrong[0]} is '{labels[wrong[0]]}', which is not among the {len(names)} classes.{suggestion(labels[wrong[0]], names)}")
     return at
 
-# %% ../../nbs/30_evaluation.metric.ipynb #e2b1b3ed
+# %% ../../nbs/30_evaluation.metric.ipynb #77f7e9e5
 def _pair(y_true, y_pred, classes) -> tuple:
     "Both label lists as positions, or a `UserError` if they do not belong together."
     if len(y_true) != len(y_pred): raise UserError(f"There are {len(y_true)} true labels but {len(y_pred)} predictions: give one prediction a sequence.")
     if len(y_true) == 0: raise UserError("There is nothing to score: no labels were given.")
     return positions_of(y_true, classes, "true label"), positions_of(y_pred, classes, "prediction")
 
-# %% ../../nbs/30_evaluation.metric.ipynb #3eb01854
+# %% ../../nbs/30_evaluation.metric.ipynb #2ef351e7
 def confusion_counts(y_true, y_pred, classes) -> np.ndarray:
     "int64 `[C, C]`: rows are the truth, columns the predictions."
     t, p = _pair(y_true, y_pred, classes)
@@ -47,7 +47,7 @@ def _ratio(a, b):
     "a / b, and 0 where b is 0."
     return np.divide(a, b, out=np.zeros(np.shape(b)), where=np.asarray(b) > 0)
 
-# %% ../../nbs/30_evaluation.metric.ipynb #86ae25ee
+# %% ../../nbs/30_evaluation.metric.ipynb #b98afca0
 def f1_of(counts) -> np.ndarray:
     "`[..., C]` F1 of each class; 0 where it was neither true nor said."
     return _ratio(2 * np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1) + counts.sum(-2))
@@ -61,7 +61,7 @@ def accuracy_of(counts) -> np.ndarray:
     "`[...]` share of hits."
     return _ratio(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
 
-# %% ../../nbs/30_evaluation.metric.ipynb #ff16faac
+# %% ../../nbs/30_evaluation.metric.ipynb #e45a06f1
 def _merged(counts, group, n) -> np.ndarray:
     "Counts of `n` classes, after class i has become class `group[i]`."
     m = np.eye(n, dtype=np.int64)[np.asarray(group)]
@@ -77,7 +77,7 @@ def score_of(counts, classes) -> np.ndarray:
     "`[...]` the competition's score."
     return sum(parts_of(counts, classes)) / 2
 
-# %% ../../nbs/30_evaluation.metric.ipynb #839b3208
+# %% ../../nbs/30_evaluation.metric.ipynb #45080745
 def competition_score(
     y_true,  # [n] gestures
     y_pred,  # [n] gestures
@@ -86,7 +86,7 @@ def competition_score(
     binary, macro = parts_of(confusion_counts(y_true, y_pred, GESTURES), GESTURES)
     return {"score": float(binary + macro) / 2, "f1_binary": float(binary), "f1_macro": float(macro)}
 
-# %% ../../nbs/30_evaluation.metric.ipynb #f8de91b9
+# %% ../../nbs/30_evaluation.metric.ipynb #c34a7c19
 def _column(table, name, what) -> np.ndarray:
     "A column as strings, or a `UserError` that names it."
     if name not in table: raise UserError(f"The {what} has no column '{name}'.")
@@ -104,7 +104,7 @@ def score_submission(
     if len(odd := np.setxor1d(a, b)): raise UserError(f"Sequence {odd[0]} is {'not answered' if odd[0] in a else 'answered but not in the solution'}: the submission needs exactly the solution's sequences.")
     return competition_score(y[np.argsort(a)], p[np.argsort(b)])
 
-# %% ../../nbs/30_evaluation.metric.ipynb #8765ee6f
+# %% ../../nbs/30_evaluation.metric.ipynb #632dfb5f
 def is_competition(classes) -> bool:
     "Whether all classes are gestures of the competition."
     return set(map(str, classes)) <= set(GESTURES)
@@ -123,7 +123,7 @@ def scores(
         out |= {"score": float(binary + macro) / 2, "f1_binary": float(binary), "f1_macro": float(macro)}
     return out
 
-# %% ../../nbs/30_evaluation.metric.ipynb #7c3a5c95
+# %% ../../nbs/30_evaluation.metric.ipynb #a575fc83
 METRICS = {"accuracy": lambda counts, classes: accuracy_of(counts), "macro_f1": lambda counts, classes: macro_f1_of(counts), "score": score_of}
 
 def subject_counts(y_true, y_pred, subjects, classes) -> np.ndarray:
@@ -133,7 +133,7 @@ def subject_counts(y_true, y_pred, subjects, classes) -> np.ndarray:
     if len(who) != len(t): raise UserError(f"There are {len(who)} subjects for {len(t)} labels.")
     return np.bincount((who * c + t) * c + p, minlength=len(names) * c * c).reshape(-1, c, c)
 
-# %% ../../nbs/30_evaluation.metric.ipynb #8054a009
+# %% ../../nbs/30_evaluation.metric.ipynb #07de2efa
 def bootstrap_interval(
     y_true, y_pred,            # [n] names or positions
     subjects,                  # [n] who made each sequence
@@ -142,11 +142,12 @@ def bootstrap_interval(
     seed: int = 0,
     classes=None,              # default: the names that occur
     level: float = 0.95,
-) -> tuple:
-    "(low, high): the middle `level` of the metric when the people are drawn anew."
+) -> dict:
+    "The metric's value, and low and high: the middle `level` of it when the people are drawn anew."
     if classes is None: classes = np.unique(np.concatenate([np.asarray(y_true).astype(str), np.asarray(y_pred).astype(str)]))
     people = subject_counts(y_true, y_pred, subjects, classes)
     drawn = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), size=rounds)
     counts = (drawn @ people.reshape(len(people), -1)).reshape(rounds, len(classes), -1)
-    values = (METRICS[metric] if isinstance(metric, str) else metric)(counts, classes)
-    return tuple(float(q) for q in np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))
+    measure = METRICS[metric] if isinstance(metric, str) else metric
+    low, high = np.quantile(measure(counts, classes), [(1 - level) / 2, (1 + level) / 2])
+    return {"value": float(measure(people.sum(0), classes)), "low": float(low), "high": float(high)}

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['normalised', 'answered', 'tempered', 'find_temperature', 'blend', 'find_weights', 'with_fixed', 'find_recipe',
-           'nested_blend', 'equal_recipe']
+           'nested_blend']
 
-# %% ../../nbs/51_training.ensemble.ipynb #259d74b6
+# %% ../../nbs/51_training.ensemble.ipynb #df364a0d
 import math
 
 import numpy as np
 
 from ..config import UserError
 
-# %% ../../nbs/51_training.ensemble.ipynb #b21d8ae8
+# %% ../../nbs/51_training.ensemble.ipynb #cf88df69
 def normalised(weights: dict) -> dict:
     "The same weights, adding up to 1; a `UserError` unless all are finite, none is negative and one is positive."
     for m, w in weights.items():
@@ -26,7 +26,7 @@ def answered(p) -> np.ndarray:
     "bool `[n]`: rows without NaN."
     return ~np.isnan(p).any(-1)
 
-# %% ../../nbs/51_training.ensemble.ipynb #ee8bfdec
+# %% ../../nbs/51_training.ensemble.ipynb #231c6f3b
 def _stack(probs: dict, names) -> np.ndarray:
     "float64 `[members, n, C]`, after a look at the shapes."
     for m in names:
@@ -41,7 +41,7 @@ def _mix(stack, w) -> np.ndarray:
     with np.errstate(invalid="ignore"): there = there / there.sum(0)
     return np.einsum("mn,mnc->nc", there, np.nan_to_num(stack))
 
-# %% ../../nbs/51_training.ensemble.ipynb #455ae914
+# %% ../../nbs/51_training.ensemble.ipynb #df355cc0
 def tempered(
     p,                   # [n, C] probabilities
     temperature: float,  # above 0; 1 leaves them as they are
@@ -59,19 +59,18 @@ def find_temperature(p, y) -> float:
     loss = lambda t: -np.log(tempered(p, np.exp(t))[np.arange(len(y)), y]).sum() + 5 * t * t
     return float(np.exp(minimize_scalar(loss, bounds=(-np.log(4), np.log(4)), method="bounded", options={"xatol": 1e-4}).x))
 
-# %% ../../nbs/51_training.ensemble.ipynb #1c3a8df4
+# %% ../../nbs/51_training.ensemble.ipynb #329d0079
 def blend(
-    probs: dict,    # member → [n, C] probabilities; a NaN row means "not answered"
-    weights: dict,  # member → weight, or a recipe {"weights": …, "temperatures": …}
+    probs: dict,               # member → [n, C] probabilities; a NaN row means "not answered"
+    weights: dict,             # member → weight
+    temperatures: dict = None, # member → temperature; 1 where there is none
 ) -> np.ndarray:
     "float64 `[n, C]`: rows add up to 1, or are NaN where nobody answered."
-    recipe = weights if "weights" in weights else {"weights": weights}
-    w = {m: v for m, v in normalised(recipe["weights"]).items() if v > 0}
-    t = recipe.get("temperatures") or {}
-    stack = _stack(probs, w)
+    w = {m: v for m, v in normalised(weights).items() if v > 0}
+    t, stack = temperatures or {}, _stack(probs, w)
     return _mix(np.stack([tempered(p, t[m]) if t.get(m, 1) != 1 else p for m, p in zip(w, stack)]), np.array([*w.values()]))
 
-# %% ../../nbs/51_training.ensemble.ipynb #c03ad211
+# %% ../../nbs/51_training.ensemble.ipynb #d172a6d3
 def _accounts(likelihood, prior, rounds=500, eps=1e-7) -> np.ndarray:
     "float64 `[members]`: the weights at which `[members, n]` likelihoods of the true labels are greatest (expectation–maximisation)."
     w = np.full(len(likelihood), 1 / len(likelihood))
@@ -83,7 +82,7 @@ def _accounts(likelihood, prior, rounds=500, eps=1e-7) -> np.ndarray:
         w = new
     return new
 
-# %% ../../nbs/51_training.ensemble.ipynb #5fd94f5d
+# %% ../../nbs/51_training.ensemble.ipynb #a7ca0693
 def find_weights(
     probs: dict,         # member → [n, C] out-of-fold probabilities
     y,                   # int [n] positions of the true classes
@@ -100,7 +99,7 @@ def find_weights(
     w[some] = _accounts(likelihood, prior)
     return {m: float(v) for m, v in zip(probs, w)}
 
-# %% ../../nbs/51_training.ensemble.ipynb #6671663b
+# %% ../../nbs/51_training.ensemble.ipynb #52bf1f66
 def with_fixed(
     found: dict,  # member → found weight
     fixed: dict,  # member → weight that was set; may be empty
@@ -113,38 +112,32 @@ def with_fixed(
     free = {m: w * (1 - total) for m, w in normalised(free).items()} if total < 1 else dict.fromkeys(free, total / len(some))
     return normalised({m: (fixed | free)[m] for m in found if fixed.get(m) != 0})
 
-# %% ../../nbs/51_training.ensemble.ipynb #ac80b19e
+# %% ../../nbs/51_training.ensemble.ipynb #eb74c34b
 def find_recipe(
     probs: dict,         # member → [n, C] out-of-fold probabilities
     y,                   # int [n]
     fixed: dict = None,  # weights that were set
     calibrate: bool = True,
 ) -> dict:
-    "{weights, temperatures} found on these sequences."
+    "{weights, temperatures} found on these sequences; equal weights if there are none."
     use = {m: p for m, p in probs.items() if (fixed or {}).get(m) != 0}
     t = {m: find_temperature(p, y) if calibrate else 1.0 for m, p in use.items()}
     found = find_weights({m: tempered(p, t[m]) for m, p in use.items()}, y) if len(use) > 1 else dict.fromkeys(use, 1.0)
     w = with_fixed(found, fixed)
     return {"weights": w, "temperatures": {m: t[m] for m in w}}
 
-# %% ../../nbs/51_training.ensemble.ipynb #751c92ae
+# %% ../../nbs/51_training.ensemble.ipynb #5e671d9e
 def nested_blend(
     probs: dict,            # member → [n, C] out-of-fold probabilities
     y,                      # int [n]
-    fold,                   # int [n]: the fold in which each sequence was held out
+    fold,                   # int [n], 0 … F-1: the fold in which each sequence was held out
     fixed: dict = None,     # weights that were set
     calibrate: bool = True, # temperatures as well
 ) -> tuple:
-    "(float64 `[n, C]` blended out-of-fold, fold → recipe found without it, recipe of all folds)."
+    "(float64 `[n, C]` blended out-of-fold, a list with the recipe found without each fold, the recipe of all folds)."
     y, fold = np.asarray(y), np.asarray(fold)
-    p, recipes = np.full(np.shape(next(iter(probs.values()))), np.nan), {}
-    for k in np.unique(fold):
-        fit, held = fold != k, fold == k
-        recipes[int(k)] = find_recipe({m: v[fit] for m, v in probs.items()}, y[fit], fixed, calibrate) if fit.any() else equal_recipe(probs, fixed)
-        p[held] = blend({m: v[held] for m, v in probs.items()}, recipes[int(k)])
-    return p, recipes, find_recipe(probs, y, fixed, calibrate)
-
-def equal_recipe(probs, fixed=None) -> dict:
-    "The recipe when there is nothing to find one on."
-    w = with_fixed(dict.fromkeys(probs, 1 / len(probs)), fixed)
-    return {"weights": w, "temperatures": dict.fromkeys(w, 1.0)}
+    p, per_fold, of = np.full(np.shape(next(iter(probs.values()))), np.nan), [], lambda rows: {m: v[rows] for m, v in probs.items()}
+    for k in range(fold.max() + 1):
+        per_fold.append(find_recipe(of(fold != k), y[fold != k], fixed, calibrate))
+        p[fold == k] = blend(of(fold == k), **per_fold[k])
+    return p, per_fold, find_recipe(probs, y, fixed, calibrate)
