@@ -6,24 +6,24 @@
 __all__ = ['MEMBERS', 'PRESETS', 'START_METHODS', 'ALIASES', 'FIELDS', 'ENV', 'UserError', 'suggestion', 'Settings',
            'read_settings', 'fixed_weights', 'active_members', 'check_settings', 'as_json', 'changed', 'with_settings']
 
-# %% ../nbs/00_config.ipynb #f6054d35
+# %% ../nbs/00_config.ipynb #b93a482c
 import difflib
 import math
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-# %% ../nbs/00_config.ipynb #df6a7ad5
+# %% ../nbs/00_config.ipynb #0b8f385b
 class UserError(ValueError):
     "A mistake in the input or the settings, said in one sentence: what was wrong, where, and what to do."
 
-# %% ../nbs/00_config.ipynb #56fc9b86
+# %% ../nbs/00_config.ipynb #2a39d386
 def suggestion(word: str, known) -> str:
     "`' Did you mean …?'` when `word` looks like one of `known`, else nothing."
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
 
-# %% ../nbs/00_config.ipynb #8219c1cf
+# %% ../nbs/00_config.ipynb #aea87ea3
 def _integer(low, high=None):
     "A parser for whole numbers from `low` to `high`."
     def parse(v):
@@ -34,7 +34,7 @@ def _integer(low, high=None):
     parse.wants = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
     return parse
 
-# %% ../nbs/00_config.ipynb #980f71ef
+# %% ../nbs/00_config.ipynb #35629abf
 def _number(low, strict=False):
     "A parser for finite numbers not below `low` (above it if `strict`)."
     def parse(v):
@@ -44,7 +44,7 @@ def _number(low, strict=False):
     parse.wants = f"a finite number {'above' if strict else 'of at least'} {low:g}"
     return parse
 
-# %% ../nbs/00_config.ipynb #e6aac4c6
+# %% ../nbs/00_config.ipynb #1e227a9b
 _TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 def _flag(v):
@@ -54,7 +54,7 @@ def _flag(v):
     except KeyError: raise ValueError from None
 _flag.wants = "1 or 0"
 
-# %% ../nbs/00_config.ipynb #de11ecaa
+# %% ../nbs/00_config.ipynb #b8a36502
 def _choice(*options):
     "A parser that admits `options` only."
     def parse(v):
@@ -63,7 +63,7 @@ def _choice(*options):
     parse.wants = "one of " + ", ".join(options)
     return parse
 
-# %% ../nbs/00_config.ipynb #4d51d157
+# %% ../nbs/00_config.ipynb #6588f5f8
 def _names(v):
     "A tuple of names from `'a,b'` or any sequence of strings."
     out = tuple(s.strip() for s in (v.split(",") if isinstance(v, str) else v) if str(s).strip())
@@ -80,14 +80,14 @@ _text.wants = "a name or path that is not empty"
 def _path(v): return Path(_text(v)).expanduser()
 _path.wants = _text.wants
 
-# %% ../nbs/00_config.ipynb #c54fed13
+# %% ../nbs/00_config.ipynb #d2d73206
 def _setting(default, parse, help): return field(default=default, metadata={"parse": parse, "help": help})
 
 MEMBERS = ("lgbm", "torch", "keras", "rocket")
 PRESETS = ("fast", "full")
 START_METHODS = ("spawn", "fork", "forkserver")
 
-# %% ../nbs/00_config.ipynb #caad7290
+# %% ../nbs/00_config.ipynb #be2473b6
 @dataclass(frozen=True)
 class Settings:
     "All settings of a run. Build it with `Settings.read`, which checks every value."
@@ -119,7 +119,7 @@ class Settings:
     feature_store: Path = _setting(None, _path, "where frame features are kept; unset: features/ in the run folder")
     time_limit_hours: float = _setting(None, _number(0, strict=True), "the deadline of the whole run")
 
-# %% ../nbs/00_config.ipynb #def86019
+# %% ../nbs/00_config.ipynb #81c259a6
 ALIASES = {"out": "output_path", "workers": "dl_num_workers", "start_method": "dl_start_method"}
 FIELDS = {f.name: f for f in fields(Settings)}
 # What follows the variable's name in the environment; `data` and the like are too common to be read from there without a prefix.
@@ -127,7 +127,7 @@ ENV = {name: (name if name.startswith(("dl_", "log_", "print_", "feature_", "hea
                                        "run_any", "resume", "output_path", "time_limit")) else f"gesture_nb_{name}").upper()
        for name in FIELDS}
 
-# %% ../nbs/00_config.ipynb #c2708eb4
+# %% ../nbs/00_config.ipynb #3a6fad8f
 def _parse(name: str, value, said: str):
     "One checked value, or a `UserError` that says where it was `said`."
     parse = FIELDS[name].metadata["parse"]
@@ -135,7 +135,7 @@ def _parse(name: str, value, said: str):
     except (ValueError, TypeError, OverflowError):
         raise UserError(f"{said} is {value!r}, but must be {parse.wants}.") from None
 
-# %% ../nbs/00_config.ipynb #f120843d
+# %% ../nbs/00_config.ipynb #7d195dbf
 def read_settings(
     environ: dict = None,  # where variables are looked up; default `os.environ`
     **overrides,           # settings by name in any case, or by alias; `None` means "not set"
@@ -149,7 +149,7 @@ def read_settings(
         if value is not None: values[name] = _parse(name, value, f"The setting {name}")
     return check_settings(Settings(**values))
 
-# %% ../nbs/00_config.ipynb #f777ffac
+# %% ../nbs/00_config.ipynb #ab20b5ed
 def fixed_weights(s: Settings) -> dict:
     "The weights that were set, by member; empty when all are to be found."
     return {m: getattr(s, f"w_{m}") for m in MEMBERS if getattr(s, f"w_{m}") is not None}
@@ -158,7 +158,7 @@ def active_members(s: Settings) -> tuple:
     "Members that take part: those of `members` whose weight is not 0."
     return tuple(m for m in s.members if fixed_weights(s).get(m) != 0)
 
-# %% ../nbs/00_config.ipynb #3e54950b
+# %% ../nbs/00_config.ipynb #c0120c68
 def check_settings(s: Settings) -> Settings:
     "`s` itself, or a `UserError` naming the settings that contradict each other."
     for m in s.members:
@@ -169,7 +169,7 @@ def check_settings(s: Settings) -> Settings:
     if not active_members(s): raise UserError("Every member has weight 0: give at least one of W_" + ", W_".join(m.upper() for m in s.members) + " a positive weight.")
     return s
 
-# %% ../nbs/00_config.ipynb #6cb07dd0
+# %% ../nbs/00_config.ipynb #e97f914f
 def as_json(s: Settings) -> dict:
     "The settings as plain JSON values."
     return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in asdict(s).items()}
@@ -178,7 +178,7 @@ def changed(s: Settings) -> dict:
     "Only what differs from the defaults."
     return {k: v for k, v in as_json(s).items() if v != as_json(Settings())[k]}
 
-# %% ../nbs/00_config.ipynb #c931f2d3
+# %% ../nbs/00_config.ipynb #ce06f7d3
 def with_settings(s: Settings, **changes) -> Settings:
     "A checked copy of `s` with some settings replaced."
     return check_settings(replace(s, **{k: _parse(k, v, f"The setting {k}") if v is not None else None for k, v in changes.items()}))
