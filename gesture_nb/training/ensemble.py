@@ -6,14 +6,14 @@
 __all__ = ['normalised', 'answered', 'tempered', 'find_temperature', 'blend', 'find_weights', 'with_fixed', 'find_recipe',
            'nested_blend']
 
-# %% ../../nbs/51_training.ensemble.ipynb #df364a0d
+# %% ../../nbs/51_training.ensemble.ipynb #fe64f51a
 import math
 
 import numpy as np
 
 from ..config import UserError
 
-# %% ../../nbs/51_training.ensemble.ipynb #cf88df69
+# %% ../../nbs/51_training.ensemble.ipynb #fa743602
 def normalised(weights: dict) -> dict:
     "The same weights, adding up to 1; a `UserError` unless all are finite, none is negative and one is positive."
     for m, w in weights.items():
@@ -26,7 +26,7 @@ def answered(p) -> np.ndarray:
     "bool `[n]`: rows without NaN."
     return ~np.isnan(p).any(-1)
 
-# %% ../../nbs/51_training.ensemble.ipynb #231c6f3b
+# %% ../../nbs/51_training.ensemble.ipynb #48b93251
 def _stack(probs: dict, names) -> np.ndarray:
     "float64 `[members, n, C]`, after a look at the shapes."
     for m in names:
@@ -41,7 +41,7 @@ def _mix(stack, w) -> np.ndarray:
     with np.errstate(invalid="ignore"): there = there / there.sum(0)
     return np.einsum("mn,mnc->nc", there, np.nan_to_num(stack))
 
-# %% ../../nbs/51_training.ensemble.ipynb #df355cc0
+# %% ../../nbs/51_training.ensemble.ipynb #79f94b91
 def tempered(
     p,                   # [n, C] probabilities
     temperature: float,  # above 0; 1 leaves them as they are
@@ -59,7 +59,7 @@ def find_temperature(p, y) -> float:
     loss = lambda t: -np.log(tempered(p, np.exp(t))[np.arange(len(y)), y]).sum() + 5 * t * t
     return float(np.exp(minimize_scalar(loss, bounds=(-np.log(4), np.log(4)), method="bounded", options={"xatol": 1e-4}).x))
 
-# %% ../../nbs/51_training.ensemble.ipynb #329d0079
+# %% ../../nbs/51_training.ensemble.ipynb #d70d934e
 def blend(
     probs: dict,               # member → [n, C] probabilities; a NaN row means "not answered"
     weights: dict,             # member → weight
@@ -70,7 +70,7 @@ def blend(
     t, stack = temperatures or {}, _stack(probs, w)
     return _mix(np.stack([tempered(p, t[m]) if t.get(m, 1) != 1 else p for m, p in zip(w, stack)]), np.array([*w.values()]))
 
-# %% ../../nbs/51_training.ensemble.ipynb #d172a6d3
+# %% ../../nbs/51_training.ensemble.ipynb #3d131c2e
 def _accounts(likelihood, prior, rounds=500, eps=1e-7) -> np.ndarray:
     "float64 `[members]`: the weights at which `[members, n]` likelihoods of the true labels are greatest (expectation–maximisation)."
     w = np.full(len(likelihood), 1 / len(likelihood))
@@ -82,7 +82,7 @@ def _accounts(likelihood, prior, rounds=500, eps=1e-7) -> np.ndarray:
         w = new
     return new
 
-# %% ../../nbs/51_training.ensemble.ipynb #a7ca0693
+# %% ../../nbs/51_training.ensemble.ipynb #1ac33840
 def find_weights(
     probs: dict,         # member → [n, C] out-of-fold probabilities
     y,                   # int [n] positions of the true classes
@@ -91,7 +91,7 @@ def find_weights(
     "Member → weight, adding up to 1."
     stack, y = _stack(probs, probs), np.asarray(y)
     there = answered(stack)
-    some = there.any(1)                                        # a member that never answered gets nothing
+    some = there.any(1) | ~there.any()                         # a member that never answered gets nothing, if another did
     rows = np.flatnonzero(there[some].all(0))
     w = np.zeros(len(stack))
     if prior is None: prior = max(5.0, len(rows) / 10 / max(1, some.sum()))
@@ -99,7 +99,7 @@ def find_weights(
     w[some] = _accounts(likelihood, prior)
     return {m: float(v) for m, v in zip(probs, w)}
 
-# %% ../../nbs/51_training.ensemble.ipynb #52bf1f66
+# %% ../../nbs/51_training.ensemble.ipynb #cd90f4ec
 def with_fixed(
     found: dict,  # member → found weight
     fixed: dict,  # member → weight that was set; may be empty
@@ -112,7 +112,7 @@ def with_fixed(
     free = {m: w * (1 - total) for m, w in normalised(free).items()} if total < 1 else dict.fromkeys(free, total / len(some))
     return normalised({m: (fixed | free)[m] for m in found if fixed.get(m) != 0})
 
-# %% ../../nbs/51_training.ensemble.ipynb #eb74c34b
+# %% ../../nbs/51_training.ensemble.ipynb #73e027ae
 def find_recipe(
     probs: dict,         # member → [n, C] out-of-fold probabilities
     y,                   # int [n]
@@ -126,7 +126,7 @@ def find_recipe(
     w = with_fixed(found, fixed)
     return {"weights": w, "temperatures": {m: t[m] for m in w}}
 
-# %% ../../nbs/51_training.ensemble.ipynb #5e671d9e
+# %% ../../nbs/51_training.ensemble.ipynb #df21bf7a
 def nested_blend(
     probs: dict,            # member → [n, C] out-of-fold probabilities
     y,                      # int [n]
