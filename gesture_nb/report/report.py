@@ -9,7 +9,7 @@ __all__ = ['INK', 'BLUE', 'FOLD_COLOURS', 'STYLE', 'TITLES', 'read_answers', 're
            'shown_metrics', 'head_of', 'members_of', 'classes_of', 'subjects_of', 'confusions_of', 'settings_of',
            'served_of', 'write_bytes', 'pictures_of', 'write_report']
 
-# %% ../../nbs/70_report.report.ipynb #0859b54c
+# %% ../../nbs/70_report.report.ipynb #157c9340
 import base64
 import html
 import io
@@ -21,7 +21,7 @@ from ..artifacts import atomic_path, read_json, write_text
 from ..config import FIELDS, Settings, UserError, as_json
 from ..evaluation.metric import accuracy_of, bootstrap_interval, confusion_counts, macro_f1_of, subject_counts
 
-# %% ../../nbs/70_report.report.ipynb #1ca48b05
+# %% ../../nbs/70_report.report.ipynb #6d90fbe0
 def read_answers(out) -> dict:
     "The text columns of `oof.parquet` as str arrays, of the sequences that were answered; `unanswered` counts the others."
     import pyarrow.parquet as pq
@@ -35,7 +35,7 @@ def read_if_there(path) -> dict:
     "A JSON file's content, or nothing."
     return read_json(path) if Path(path).exists() else {}
 
-# %% ../../nbs/70_report.report.ipynb #cc9dca34
+# %% ../../nbs/70_report.report.ipynb #b3079338
 def series_of(history: dict) -> dict:
     "Name → float array, from a member's history: lists by name, or a list of dictionaries under `epochs` or `rounds`."
     rows = next((history[k] for k in ("epochs", "rounds", "history") if isinstance(history.get(k), list) and history[k] and isinstance(history[k][0], dict)), None)
@@ -50,7 +50,7 @@ def read_histories(out) -> dict:
         if series := series_of(read_json(path)): found.setdefault(path.parts[-3], {})[int(path.parts[-2][4:])] = series
     return found
 
-# %% ../../nbs/70_report.report.ipynb #12468e78
+# %% ../../nbs/70_report.report.ipynb #a660eaa3
 INK, BLUE = "#1b2430", "#2457a6"
 FOLD_COLOURS = ("#2457a6", "#b5541c", "#1f7a5c", "#7a3b8f", "#8a6d0b", "#4a5568")
 
@@ -69,7 +69,7 @@ def short(name, most: int = 26) -> str:
     "A name that fits beside a plot."
     return name if len(name) <= most else name[:most - 1] + "…"
 
-# %% ../../nbs/70_report.report.ipynb #6562b146
+# %% ../../nbs/70_report.report.ipynb #14b076d5
 def confusion_figure(counts, classes):
     "Rows are the truth, columns the answers; colour and text are percent of the row."
     n, share = len(classes), counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -91,7 +91,7 @@ def write_shares(ax, share) -> None:
     for i, j in zip(*np.nonzero(share >= 0.005)):
         ax.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=7.5, color="white" if share[i, j] > .55 else INK)
 
-# %% ../../nbs/70_report.report.ipynb #f72f05ca
+# %% ../../nbs/70_report.report.ipynb #64eb88a8
 def draw_curves(ax, folds: dict, names, title) -> None:
     "Each fold's series `names` (pairs of fitted and checked) over its epochs or rounds."
     for k, series in folds.items():
@@ -108,7 +108,7 @@ def pairs_of(folds: dict) -> list:
     found = [(head, tuple(alias(n) for n in pair)) for head, pair in kinds.items()]
     return [(head, pair) for head, pair in found if there & set(pair)][:2]
 
-# %% ../../nbs/70_report.report.ipynb #76584ecb
+# %% ../../nbs/70_report.report.ipynb #1de3915c
 def curves_figure(histories: dict):
     "Learning curves of every member and fold, or None if no member kept any."
     columns = {m: (folds, p) for m, folds in histories.items() if (p := pairs_of(folds))}
@@ -124,7 +124,7 @@ def curves_figure(histories: dict):
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return figure
 
-# %% ../../nbs/70_report.report.ipynb #fdd6a211
+# %% ../../nbs/70_report.report.ipynb #d6e26eea
 def tag(name, content, **attributes) -> str:
     "An element around HTML that is ready."
     return f"<{name}" + "".join(f' {k.strip("_")}="{html.escape(str(v))}"' for k, v in attributes.items()) + f">{content}</{name}>"
@@ -145,7 +145,7 @@ def table(caption, head, rows, strong=()) -> str:
     heads = "".join(tag("th", html.escape(h), scope="col", class_="" if not i or not rows else kind(rows[0][i])) for i, h in enumerate(head))
     return tag("div", tag("table", tag("caption", html.escape(caption)) + tag("thead", tag("tr", heads)) + tag("tbody", body)), class_="scroll", tabindex=0)
 
-# %% ../../nbs/70_report.report.ipynb #bcdc1d70
+# %% ../../nbs/70_report.report.ipynb #5782373f
 def bar(share: float) -> Raw:
     "A small bar of that share of its column's width."
     return Raw(f'<span class="bar" aria-hidden="true"><i style="width:{100 * min(max(share, 0), 1):.1f}%"></i></span>')
@@ -158,7 +158,7 @@ def section(title, *parts) -> str: return tag("section", tag("h2", html.escape(t
 
 def folded(summary, content) -> str: return tag("details", tag("summary", html.escape(summary)) + content)
 
-# %% ../../nbs/70_report.report.ipynb #7b404417
+# %% ../../nbs/70_report.report.ipynb #00269d27
 STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{margin:0 auto;padding:2rem 1.25rem 4rem;max-width:62rem;font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;color:#1b2430;background:#fff}
@@ -169,7 +169,7 @@ p{margin:.4rem 0;max-width:46rem}.lead{color:#4a5568}
 .cards dt{font-size:.82rem;color:#4a5568}.cards dd{margin:0;font-size:1.65rem;font-weight:650;font-variant-numeric:tabular-nums}.cards small{display:block;font-size:.82rem;font-weight:400;color:#4a5568}
 .scroll{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:#4a5568;font-size:.85rem;padding:0 0 .4rem}
-th,td{padding:.34rem .7rem;border-bottom:1px solid #e6eaf0;text-align:left;vertical-align:middle;overflow-wrap:anywhere}th[scope=row]{font-weight:500}
+th,td{padding:.34rem .7rem;border-bottom:1px solid #e6eaf0;text-align:left;vertical-align:middle;overflow-wrap:break-word}th[scope=row]{font-weight:500}
 thead th{font-size:.82rem;color:#4a5568;font-weight:600;border-bottom:2px solid #c5ccd8;white-space:nowrap}.num{text-align:right;white-space:nowrap}
 tr.strong>*{font-weight:700;background:#eef3fb}
 .bar{display:block;min-width:7rem;height:.7rem;background:#e9eef6;border-radius:.2rem}.bar i{display:block;height:100%;background:#2457a6;border-radius:.2rem}
@@ -182,7 +182,7 @@ def page(title, body) -> str:
     "A whole document."
     return f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body><main>{body}</main></body></html>\n'
 
-# %% ../../nbs/70_report.report.ipynb #d0da4349
+# %% ../../nbs/70_report.report.ipynb #aa3d23cc
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "score": "competition score"}
 
 def shown_metrics(metrics: dict) -> list:
@@ -200,7 +200,7 @@ def head_of(metrics: dict, answers: dict) -> str:
     return tag("h1", "How well gestures are recognised") + tag("p", html.escape(said), class_="lead") + tag("dl", cards, class_="cards") + \
         tag("p", "Intervals: people drawn again 1,000 times.", class_="lead")
 
-# %% ../../nbs/70_report.report.ipynb #1dcbe4ad
+# %% ../../nbs/70_report.report.ipynb #a5cf8f73
 def members_of(metrics: dict) -> str:
     "The table of members, and their scores fold by fold."
     keys, weights = [*reversed(shown_metrics(metrics))], metrics["ensemble"].get("weights", {})
@@ -211,7 +211,7 @@ def members_of(metrics: dict) -> str:
     folds = table(f"By fold: {TITLES[first]} of the people held out", ("member", *(f"fold {k + 1}" for k in range(metrics["folds"]))), per, strong=(len(per) - 1,))
     return section("Members", table("Pooled over all folds. The ensemble is judged with weights found on the other folds; shown are those found on all, which serve", ("member", *(TITLES[k] for k in keys), "weight", "seconds"), rows, strong=(len(rows) - 1,)), folds)
 
-# %% ../../nbs/70_report.report.ipynb #21bc4108
+# %% ../../nbs/70_report.report.ipynb #626faefc
 def classes_of(metrics: dict) -> str:
     "F1 of each class, the hardest first."
     per = sorted(metrics["ensemble"]["per_class"].items(), key=lambda kv: kv[1]["f1"] if kv[1]["n"] else 2)
@@ -228,7 +228,7 @@ def subjects_of(metrics: dict, answers: dict) -> str:
     rest = folded(f"{len(rows) - 20} more people", make(rows[20:], "Continued")) if len(rows) > 20 else ""
     return section("People", make(rows[:20], "Hardest first; macro F1 over the gestures that occur in the person's sequences or answers"), rest)
 
-# %% ../../nbs/70_report.report.ipynb #c1c05977
+# %% ../../nbs/70_report.report.ipynb #84166608
 def confusions_of(counts, classes, most: int = 5) -> str:
     "The most frequent mistakes, in words."
     wrong = counts * ~np.eye(len(classes), dtype=bool)
@@ -251,7 +251,7 @@ def served_of(served: dict) -> str:
     said = f"{served['sequences']:,} sequences of {served['subjects']} people (fold {served['fold'] + 1}) were answered one at a time through the gateway, by members that never saw these people: "
     return section("Served", tag("p", html.escape(said + ", ".join(f"{TITLES[k]} {served[k]:.3f}" for k in ("score", "macro_f1", "accuracy") if k in served) + ".")))
 
-# %% ../../nbs/70_report.report.ipynb #f247d1d4
+# %% ../../nbs/70_report.report.ipynb #fa6ff0cc
 def write_bytes(path, content: bytes) -> None:
     "Writes a file atomically."
     with atomic_path(path) as tmp: tmp.write_bytes(content)
@@ -262,7 +262,7 @@ def pictures_of(out, counts, classes) -> dict:
                "curves.png": (curves_figure(read_histories(out)), "Learning curves by member and fold: thin lines are the fitted sequences, bold lines the inner check inside the training folds.")}
     return {n: (png_of(f), d) for n, (f, d) in figures.items() if f is not None}
 
-# %% ../../nbs/70_report.report.ipynb #ab8b85cd
+# %% ../../nbs/70_report.report.ipynb #a010f101
 def write_report(
     out,  # a run folder with metrics.json and oof.parquet
 ) -> Path:

@@ -6,14 +6,14 @@
 __all__ = ['normalised', 'answered', 'tempered', 'find_temperature', 'blend', 'find_weights', 'with_fixed', 'find_recipe',
            'nested_blend']
 
-# %% ../../nbs/51_training.ensemble.ipynb #fe64f51a
+# %% ../../nbs/51_training.ensemble.ipynb #db4d3df9
 import math
 
 import numpy as np
 
 from ..config import UserError
 
-# %% ../../nbs/51_training.ensemble.ipynb #fa743602
+# %% ../../nbs/51_training.ensemble.ipynb #d0f19304
 def normalised(weights: dict) -> dict:
     "The same weights, adding up to 1; a `UserError` unless all are finite, none is negative and one is positive."
     for m, w in weights.items():
@@ -26,7 +26,7 @@ def answered(p) -> np.ndarray:
     "bool `[n]`: rows without NaN."
     return ~np.isnan(p).any(-1)
 
-# %% ../../nbs/51_training.ensemble.ipynb #48b93251
+# %% ../../nbs/51_training.ensemble.ipynb #1518ba8f
 def _stack(probs: dict, names) -> np.ndarray:
     "float64 `[members, n, C]`, after a look at the shapes."
     for m in names:
@@ -41,7 +41,7 @@ def _mix(stack, w) -> np.ndarray:
     with np.errstate(invalid="ignore"): there = there / there.sum(0)
     return np.einsum("mn,mnc->nc", there, np.nan_to_num(stack))
 
-# %% ../../nbs/51_training.ensemble.ipynb #79f94b91
+# %% ../../nbs/51_training.ensemble.ipynb #c1e11f88
 def tempered(
     p,                   # [n, C] probabilities
     temperature: float,  # above 0; 1 leaves them as they are
@@ -59,7 +59,7 @@ def find_temperature(p, y) -> float:
     loss = lambda t: -np.log(tempered(p, np.exp(t))[np.arange(len(y)), y]).sum() + 5 * t * t
     return float(np.exp(minimize_scalar(loss, bounds=(-np.log(4), np.log(4)), method="bounded", options={"xatol": 1e-4}).x))
 
-# %% ../../nbs/51_training.ensemble.ipynb #d70d934e
+# %% ../../nbs/51_training.ensemble.ipynb #07d82a94
 def blend(
     probs: dict,               # member → [n, C] probabilities; a NaN row means "not answered"
     weights: dict,             # member → weight
@@ -70,7 +70,7 @@ def blend(
     t, stack = temperatures or {}, _stack(probs, w)
     return _mix(np.stack([tempered(p, t[m]) if t.get(m, 1) != 1 else p for m, p in zip(w, stack)]), np.array([*w.values()]))
 
-# %% ../../nbs/51_training.ensemble.ipynb #3d131c2e
+# %% ../../nbs/51_training.ensemble.ipynb #a92ec0c9
 def _accounts(likelihood, prior, rounds=500, eps=1e-7) -> np.ndarray:
     "float64 `[members]`: the weights at which `[members, n]` likelihoods of the true labels are greatest (expectation–maximisation)."
     w = np.full(len(likelihood), 1 / len(likelihood))
@@ -82,7 +82,7 @@ def _accounts(likelihood, prior, rounds=500, eps=1e-7) -> np.ndarray:
         w = new
     return new
 
-# %% ../../nbs/51_training.ensemble.ipynb #1ac33840
+# %% ../../nbs/51_training.ensemble.ipynb #d6eafad3
 def find_weights(
     probs: dict,         # member → [n, C] out-of-fold probabilities
     y,                   # int [n] positions of the true classes
@@ -99,7 +99,7 @@ def find_weights(
     w[some] = _accounts(likelihood, prior)
     return {m: float(v) for m, v in zip(probs, w)}
 
-# %% ../../nbs/51_training.ensemble.ipynb #cd90f4ec
+# %% ../../nbs/51_training.ensemble.ipynb #6affa693
 def with_fixed(
     found: dict,  # member → found weight
     fixed: dict,  # member → weight that was set; may be empty
@@ -107,12 +107,12 @@ def with_fixed(
     "Member → weight, adding up to 1, in which the set ones are respected; members set to 0 are left out."
     fixed = {m: float(w) for m, w in (fixed or {}).items() if m in found}
     free = {m: w for m, w in found.items() if m not in fixed}
-    if not any(fixed.values()) or not free: return normalised({m: w for m, w in (free | fixed).items() if fixed.get(m) != 0} or fixed)
+    if not any(fixed.values()) or not any(free.values()): return normalised({m: w for m, w in (free | fixed).items() if fixed.get(m) != 0} or fixed)
     total, some = sum(fixed.values()), [w for w in fixed.values() if w > 0]
     free = {m: w * (1 - total) for m, w in normalised(free).items()} if total < 1 else dict.fromkeys(free, total / len(some))
     return normalised({m: (fixed | free)[m] for m in found if fixed.get(m) != 0})
 
-# %% ../../nbs/51_training.ensemble.ipynb #73e027ae
+# %% ../../nbs/51_training.ensemble.ipynb #46814ea5
 def find_recipe(
     probs: dict,         # member → [n, C] out-of-fold probabilities
     y,                   # int [n]
@@ -126,7 +126,7 @@ def find_recipe(
     w = with_fixed(found, fixed)
     return {"weights": w, "temperatures": {m: t[m] for m in w}}
 
-# %% ../../nbs/51_training.ensemble.ipynb #df21bf7a
+# %% ../../nbs/51_training.ensemble.ipynb #b1fbdbbb
 def nested_blend(
     probs: dict,            # member → [n, C] out-of-fold probabilities
     y,                      # int [n]
