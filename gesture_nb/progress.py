@@ -6,7 +6,7 @@
 __all__ = ['resident_memory', 'peak_cuda_memory', 'event_line', 'Sink', 'LineSink', 'JsonlSink', 'WidgetSink', 'TqdmSink',
            'in_kernel', 'wants_widgets', 'choose_sinks', 'Task', 'Training', 'Reporter', 'Quiet']
 
-# %% ../nbs/02_progress.ipynb #5541ca06
+# %% ../nbs/02_progress.ipynb #74b79232
 import atexit
 import json
 import math
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from .config import Settings, UserError
 
-# %% ../nbs/02_progress.ipynb #96dc1488
+# %% ../nbs/02_progress.ipynb #92cbfc8d
 def resident_memory() -> float:
     "GB of memory that this process holds; NaN where the system does not say."
     try: return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
@@ -35,7 +35,7 @@ def peak_cuda_memory() -> float:
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     return cuda.max_memory_allocated() / 2**30 if hasattr(cuda, "is_initialized") and cuda.is_initialized() else 0.0
 
-# %% ../nbs/02_progress.ipynb #abe3ba1d
+# %% ../nbs/02_progress.ipynb #1cb0f6ad
 def _plain(v):
     "What JSON does not know (NumPy scalars and arrays, paths) as what it knows."
     return v.tolist() if hasattr(v, "tolist") else str(v)
@@ -51,14 +51,14 @@ def event_line(event: dict) -> str:
     "An event as one line of strict JSON."
     return json.dumps(_finite(event), ensure_ascii=False, allow_nan=False) + "\n"
 
-# %% ../nbs/02_progress.ipynb #6a88f3b3
+# %% ../nbs/02_progress.ipynb #817fceca
 class Sink:
     "Shows a run, or keeps it. Called under the reporter's lock, and only in the process that made the reporter."
     def take(self, event: dict): "One event; `text` is what a person is to read. May return a complaint."
     def draw(self, bars: dict): "The bars, row → (label, done, total, note); rows are overall, fold, epoch."
     def close(self, failed: bool): "The run is over."
 
-# %% ../nbs/02_progress.ipynb #15aea317
+# %% ../nbs/02_progress.ipynb #65c2f9c3
 class LineSink(Sink):
     "Flushed lines on whatever stdout is at that moment."
     def take(self, event):
@@ -74,7 +74,7 @@ class LineSink(Sink):
         try: print(text, file=out, flush=True)
         except UnicodeEncodeError: print(text.encode(out.encoding, "replace").decode(out.encoding), file=out, flush=True)
 
-# %% ../nbs/02_progress.ipynb #6fecd0b3
+# %% ../nbs/02_progress.ipynb #1627993e
 class JsonlSink(Sink):
     "One event a line, appended to a file that is opened at the first event."
     def __init__(self, path):
@@ -90,7 +90,7 @@ class JsonlSink(Sink):
 
     def take(self, event):
         if self.fd is None: self._open()
-        data = (b"\n" if self.torn else b"") + event_line(event).encode()
+        data = (b"\n" if self.torn else b"") + event_line(event).encode(errors="backslashreplace")
         try:
             self.torn = os.write(self.fd, data) < len(data)
             if self.torn: raise OSError(0, "the disk is full")
@@ -103,7 +103,7 @@ class JsonlSink(Sink):
         if self.fd is not None: os.close(self.fd)
         self.fd = None
 
-# %% ../nbs/02_progress.ipynb #838c205c
+# %% ../nbs/02_progress.ipynb #5fa4ddbc
 class WidgetSink(Sink):
     "ipywidgets bars in the running cell."
     def __init__(
@@ -132,7 +132,7 @@ class WidgetSink(Sink):
         for bar, _ in self.rows.values(): bar.bar_style = "danger" if failed else "success"
         self.rows, self.box = {}, None
 
-# %% ../nbs/02_progress.ipynb #32044bf6
+# %% ../nbs/02_progress.ipynb #87990b03
 class TqdmSink(Sink):
     "tqdm bars instead of widgets."
     def __init__(
@@ -158,7 +158,7 @@ class TqdmSink(Sink):
         for bar in self.bars.values(): bar.close()
         self.bars = {}
 
-# %% ../nbs/02_progress.ipynb #8c656ad0
+# %% ../nbs/02_progress.ipynb #9fc11025
 def in_kernel() -> bool:
     "Is this a Jupyter kernel? Asks IPython only if it is loaded."
     ipython = sys.modules.get("IPython")
@@ -177,7 +177,7 @@ def choose_sinks(settings: Settings, folder=None) -> list:
     log = [JsonlSink(Path(folder) / "logs" / "run.jsonl")] if folder is not None and settings.save_jsonl else []
     return [*bars, LineSink(), *log]
 
-# %% ../nbs/02_progress.ipynb #fa4c1392
+# %% ../nbs/02_progress.ipynb #e20997e4
 class _Work:
     "What counted tasks and trainings share: a place on the reporter's stack, a rate, an end."
     kind = "task"
@@ -210,7 +210,7 @@ class _Work:
         "Title, how far, how fast: what the heartbeat says."
         return ", ".join(s for s in (self.title, self.where(), self.pace()) if s)
 
-# %% ../nbs/02_progress.ipynb #dd4c2162
+# %% ../nbs/02_progress.ipynb #3d18ecee
 class Task(_Work):
     "A counted task; get one from `Reporter.task`."
     def __init__(self, reporter, title, total, unit, every):
@@ -239,7 +239,7 @@ class Task(_Work):
     def _finish(self):
         if self.done > self.said: self._line()
 
-# %% ../nbs/02_progress.ipynb #801166ce
+# %% ../nbs/02_progress.ipynb #8136fa43
 class Training(_Work):
     "A training; get one from `Reporter.training`."
     kind = "training"
@@ -278,8 +278,9 @@ class Training(_Work):
         with self.reporter._lock:
             self._finish()
             self.metrics = {k: v for k, v in metrics.items() if v is not None}
-            self.reporter._emit("epoch", label=self.label, fold=self.fold, epoch=self.epoch, epochs=self.epochs, steps=self.count, loss=self.mean,
-                                lr=self.lr, epoch_seconds=time.monotonic() - self.begun, **self.metrics)
+            facts = {"label": self.label, "fold": self.fold, "epoch": self.epoch, "epochs": self.epochs, "steps": self.count, "loss": self.mean,
+                     "lr": self.lr, "epoch_seconds": time.monotonic() - self.begun}
+            self.reporter._emit("epoch", **facts | self.metrics)
             self.reporter._draw()
 
     def _line(self, say):
@@ -301,7 +302,7 @@ class Training(_Work):
         return {"fold": (self.title, self.done, self.total, f"{self.pace()} {seen}".strip()),
                 "epoch": (f"epoch {self.epoch}/{self.epochs}", self.count, self.steps, f"loss {self.mean:.4f} lr {self.lr:.2e}")}
 
-# %% ../nbs/02_progress.ipynb #d4ca8fb1
+# %% ../nbs/02_progress.ipynb #ec650ee0
 _LIVE, _HELD = weakref.WeakSet(), []
 
 def _before_fork():
@@ -320,7 +321,7 @@ def _guard_forks(done=[]):  # noqa: B006 (kept on purpose: once in a process)
     done.append(True)
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
-# %% ../nbs/02_progress.ipynb #176760a8
+# %% ../nbs/02_progress.ipynb #dbb7f743
 class _Voice:
     "Hands events and bars to the sinks, under a lock, in one process."
     def __init__(self, settings, sinks):
@@ -345,7 +346,7 @@ class _Voice:
             for work in self.stack: bars |= work.bars()
             for s in self.sinks: s.draw(bars)
 
-# %% ../nbs/02_progress.ipynb #47fc7578
+# %% ../nbs/02_progress.ipynb #6b03e0d6
 class _Heart(_Voice):
     "Keeps a thread that never lets a silence grow longer than `heartbeat_seconds`."
     def __init__(self, settings, sinks):
@@ -384,7 +385,7 @@ class _Heart(_Voice):
         seconds = time.monotonic() - since
         self._emit("heartbeat", f"Still running: {what}, for {seconds:.{0 if seconds >= 10 else 1}f} s{overall}, memory {memory:.2f} GB", memory=memory, seconds=seconds)
 
-# %% ../nbs/02_progress.ipynb #cb5c6b65
+# %% ../nbs/02_progress.ipynb #163de1ae
 class Reporter(_Heart):
     "The only thing in the package that speaks to people. As a context manager it also keeps the heartbeat."
     def __init__(
@@ -447,8 +448,9 @@ class Reporter(_Heart):
 
     def _blame(self, error, title):
         "Keeps an error once, however many tasks it leaves."
-        if getattr(error, "_reported", False): return
-        error._reported = True
+        if getattr(error, "_reported", False) or isinstance(error, GeneratorExit): return
+        try: error._reported = True
+        except AttributeError: pass  # a frozen exception is kept once a task
         self._emit("error", title=title, type=type(error).__name__, message=str(error), traceback="".join(traceback.format_exception(error)))
 
 class Quiet(Reporter):

@@ -1,0 +1,520 @@
+"""What the reporter promises: exact lines at exact steps, never a long silence, mute workers, a log that survives, errors that arrive."""
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ROOT
+
+from gesture_nb.config import Settings, UserError, with_settings
+from gesture_nb.progress import JsonlSink, LineSink, Quiet, Reporter, Sink, TqdmSink, WidgetSink, choose_sinks, wants_widgets
+
+STEP = re.compile(r"\[Torch\] fold=(\d+) epoch=(\d+)/20 step=(\d+)/412 loss=(\d\.\d{4}) lr=(\d\.\d\de[+-]\d\d) max_mem=0\.00GB")
+COUNT = re.compile(r"Processing sequence (\d+)/(\d+)  \d+\.\d/s  ETA \d+\.\d min")
+
+
+class Keep(Sink):
+    """Keeps what it is told."""
+    def __init__(self):
+        self.events, self.bars, self.closed = [], [], []
+
+    def take(self, event):
+        self.events.append(event)
+
+    def draw(self, bars):
+        self.bars.append(bars)
+
+    def close(self, failed):
+        self.closed.append(failed)
+
+    def kinds(self):
+        return [e["kind"] for e in self.events]
+
+
+def lines(capsys):
+    return capsys.readouterr().out.splitlines()
+
+
+def log_of(folder):
+    return [json.loads(s) for s in (folder / "logs" / "run.jsonl").read_text().splitlines()]
+
+
+def python(code, **popen):
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+
+
+# ------------------------------------------------------------------ lines
+
+def test_step_lines_come_at_one_at_every_hundred_and_at_the_last(capsys):
+    with Reporter(sinks=[LineSink()]).training("Torch", fold=2, epochs=20, steps=412) as t:
+        for epoch in (1, 2):
+            t.start_epoch(epoch)
+            for _ in range(412):
+                t.step(0.5, 8e-4)
+            t.end_epoch(check_acc=0.1)
+    found = [STEP.fullmatch(s) for s in lines(capsys)]
+    assert all(found)
+    assert [(int(m[1]), int(m[2]), int(m[3])) for m in found] == [(2, e, s) for e in (1, 2) for s in (1, 100, 200, 300, 400, 412)]
+
+
+def test_the_line_is_exactly_this(capsys):
+    with Reporter(sinks=[LineSink()]).training("Torch", fold=1, epochs=20, steps=412) as t:
+        t.start_epoch(2)
+        for _ in range(100):
+            t.step(0.51234, 8e-4)
+    assert lines(capsys)[1] == "[Torch] fold=1 epoch=2/20 step=100/412 loss=0.5123 lr=8.00e-04 max_mem=0.00GB"
+
+
+def test_loss_is_the_running_mean_of_the_epoch(capsys):
+    with Reporter(with_settings(Settings(), print_every_steps=1), sinks=[LineSink()]).training("Torch", epochs=20, steps=412) as t:
+        t.start_epoch(1)
+        for loss in (1.0, 2.0, 6.0):
+            t.step(loss, 1e-3)
+        t.start_epoch(2)
+        t.step(4.0, 1e-3)
+    assert [float(STEP.fullmatch(s)[4]) for s in lines(capsys)] == [1.0, 1.5, 3.0, 4.0]
+
+
+def test_training_may_start_in_the_middle(capsys):
+    keep = Keep()
+    with Reporter(sinks=[LineSink(), keep]).training("Torch", fold=1, epochs=20, steps=412) as t:
+        t.start_epoch(7, done=398, loss=0.25)
+        for _ in range(14):
+            t.step(0.25, 1e-3)
+        t.end_epoch()
+    assert [(int(m[2]), int(m[3]), m[4]) for m in map(STEP.fullmatch, lines(capsys))] == [(7, 399, "0.2500"), (7, 400, "0.2500"), (7, 412, "0.2500")]
+    assert keep.bars[-2]["fold"][1:3] == (7 * 412, 20 * 412)
+
+
+def test_an_epoch_that_stops_early_still_says_its_last_step(capsys):
+    with Reporter(sinks=[LineSink()]).training("LightGBM", epochs=1, steps=300) as t:
+        t.start_epoch(1)
+        for _ in range(142):
+            t.step(0.5, 0.05)
+        t.end_epoch(check_loss=0.4)
+    assert [s.split("step=")[1].split()[0] for s in lines(capsys)] == ["1/300", "100/300", "142/300"]
+
+
+@pytest.mark.parametrize("block, said", [(1, [1, 200, 400, 500]), (64, [64, 256, 448, 500]), (500, [500]), (499, [499, 500])])
+def test_counted_tasks_speak_first_at_multiples_and_last(capsys, block, said):
+    with Reporter(sinks=[LineSink()]).task("Frame features", total=500) as t:
+        for a in range(0, 500, block):
+            t.advance(min(block, 500 - a))
+    title, *rest = lines(capsys)
+    assert title == "Frame features"
+    assert [(int(m[1]), int(m[2])) for m in map(COUNT.fullmatch, rest)] == [(n, 500) for n in said]
+
+
+def test_a_task_that_ends_short_says_how_far_it_came(capsys):
+    with Reporter(sinks=[LineSink()]).task("", total=500) as t:
+        t.advance(1)
+        t.advance(30)
+    assert [COUNT.fullmatch(s)[1] for s in lines(capsys)] == ["1", "31"]
+
+
+def test_stdout_is_looked_up_each_time(monkeypatch, capsys):
+    import io
+    r = Reporter(sinks=[LineSink()])
+    r.say("before")
+    with monkeypatch.context() as m:
+        other = io.StringIO()
+        m.setattr(sys, "stdout", other)
+        r.say("inside")
+        m.setattr(sys, "stdout", None)
+        r.say("nowhere")
+    r.say("after")
+    assert other.getvalue() == "inside\n" and lines(capsys) == ["before", "after"]
+
+
+def test_lines_arrive_at_once_through_a_pipe():
+    p = python("import sys; from gesture_nb.progress import *; Reporter().say('Loading'); sys.stdin.readline()", stdin=subprocess.PIPE)
+    try:
+        assert select.select([p.stdout], [], [], 60)[0], "the line was kept back"
+        assert p.stdout.readline() == "Loading\n" and p.poll() is None
+    finally:
+        p.communicate("\n")
+
+
+def test_a_reader_that_leaves_does_not_stop_the_run(tmp_path):
+    p = python(f"import sys; from gesture_nb.progress import *; r = Reporter(folder={str(tmp_path)!r}); r.say('one'); sys.stdin.readline()\n"
+               "for i in range(5): r.say('more')\nprint('by hand'); r.event('end')", stdin=subprocess.PIPE)
+    p.stdout.readline()
+    p.stdout.close()
+    p.stdin.write("\n")
+    p.stdin.close()
+    assert p.wait(60) == 0 and p.stderr.read() == ""
+    p.stderr.close()
+    assert [e["kind"] for e in log_of(tmp_path)] == ["say", "say", "warning", *["say"] * 4, "end"]
+
+
+def test_a_terminal_without_the_letters_gets_question_marks():
+    p = python("from gesture_nb.progress import *; Reporter().say('40 °C …')", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert p.communicate(timeout=60) == ("40 ?C ?\n", "")
+
+
+# ------------------------------------------------------------------ heartbeat
+
+def arrivals(p):
+    """(seconds, line) as they come."""
+    return [(time.monotonic(), s.rstrip("\n")) for s in p.stdout]
+
+
+@pytest.mark.parametrize("work", ["time.sleep(5)", "while time.monotonic() < end: sum(range(1000))"])
+def test_no_silence_is_longer_than_the_heartbeat(work):
+    p = python("import time; end = time.monotonic() + 5\nfrom gesture_nb.progress import *; from gesture_nb.config import read_settings\n"
+               f"with Reporter(read_settings({{'HEARTBEAT_SECONDS': '2'}})) as r:\n r.say('begin')\n with r.task('Parsing', total=9, unit='file') as t:\n  t.advance(3)\n  {work}\nprint('end')")
+    seen = arrivals(p)
+    p.communicate()
+    start = next(i for i, (_, s) in enumerate(seen) if s == "begin")
+    gaps = [b[0] - a[0] for a, b in zip(seen[start:], seen[start + 1:])]
+    beats = [s for _, s in seen if s.startswith("Still running")]
+    assert max(gaps) < 3 and len(beats) >= 2, seen
+    assert re.fullmatch(r"Still running: Parsing, file 3/9, \d+\.\d/s, ETA \d+\.\d min, for \d\.\d s, memory \d\.\d\d GB", beats[0])
+
+
+def beats_of(monkeypatch, do, seconds=0.05):
+    keep = Keep()
+    r = Reporter(with_settings(Settings(), heartbeat_seconds=seconds), sinks=[keep])
+    with r:
+        do(r, lambda: wait_for(keep, keep.kinds().count("heartbeat") + 1))
+    return [e["text"] for e in keep.events if e["kind"] == "heartbeat"]
+
+
+def wait_for(keep, n):
+    end = time.monotonic() + 30
+    while keep.kinds().count("heartbeat") < n:
+        assert time.monotonic() < end, "the heart stands still"
+        time.sleep(0.01)
+
+
+def test_the_heartbeat_says_what_is_going_on(monkeypatch):
+    def do(r, beat):
+        beat()
+        r.say("Loading training data")
+        beat()
+        r.plan(15)
+        r.unit_done("LightGBM fold 1")
+        with r.training("Torch", fold=2, epochs=3, steps=4) as t:
+            beat()
+            t.start_epoch(2)
+            t.step(0.5, 1e-3)
+            beat()
+    said = beats_of(monkeypatch, do)
+    for part in ("at work", "Loading training data", "Torch fold 2", "Torch fold 2, epoch 2/3, step 1/4, loss 0.5000, ", "1 of 15 units done"):
+        assert any(part in s for s in said), said
+
+
+def test_the_heartbeat_rests_while_lines_flow_and_stops_at_the_end():
+    keep = Keep()
+    with Reporter(with_settings(Settings(), heartbeat_seconds=20), sinks=[keep]) as r:
+        with r:  # entering twice is fine
+            r.say("a")
+        assert r._thread.is_alive()
+    assert "heartbeat" not in keep.kinds() and keep.kinds() == ["open", "say", "close"] and keep.closed == [False]
+    assert not [t for t in threading.enumerate() if t.name == "heartbeat"]
+
+
+def test_a_heart_that_fails_is_heard_of():
+    class Broken(Keep):
+        def take(self, event):
+            super().take(event)
+            if event["kind"] == "heartbeat": raise RuntimeError("arrhythmia")
+    seen, hook = [], threading.excepthook
+    threading.excepthook = lambda a: seen.append(a.exc_value)
+    try:
+        keep = Broken()
+        with pytest.raises(RuntimeError, match="arrhythmia"), Reporter(with_settings(Settings(), heartbeat_seconds=0.05), sinks=[keep]):
+            wait_for(keep, 1)
+        with pytest.raises(KeyError) as caught, Reporter(with_settings(Settings(), heartbeat_seconds=0.05), sinks=[keep]):
+            wait_for(keep, 2)
+            raise KeyError("work")  # the error of the work itself is not masked
+    finally:
+        threading.excepthook = hook
+    assert [str(e) for e in seen] == ["arrhythmia"] * 2 and "arrhythmia" in caught.value.__notes__[0]
+
+
+def test_a_reporter_left_open_lets_the_process_end():
+    p = python("from gesture_nb.progress import *; from gesture_nb.config import read_settings\n"
+               "r = Reporter(read_settings({'HEARTBEAT_SECONDS': '0.01'})); r.__enter__(); import time; time.sleep(0.3)")
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 0 and err == "" and "Still running" in out
+
+
+# ------------------------------------------------------------------ processes
+
+WORKERS = """
+import multiprocessing as mp, os, sys, time
+sys.path.insert(0, {root!r})
+from gesture_nb.progress import Reporter
+from gesture_nb.config import read_settings
+
+def work(r):
+    with r, r.task('in a worker', total=2) as t:
+        r.say('worker speaks'); t.advance(1); time.sleep(0.3); t.advance(1)
+    with r.training('W', 1, 1, 1) as t: t.start_epoch(1); t.step(1.0, 1.0)
+
+if __name__ == '__main__':
+    r = Reporter(read_settings({{'HEARTBEAT_SECONDS': '0.02'}}), {out!r})
+    with r:
+        for _ in range(5):
+            p = mp.get_context({method!r}).Process(target=work, args=(r,)); p.start(); p.join(60)
+            assert p.exitcode == 0, p.exitcode
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_are_mute_and_never_hang(tmp_path, method):
+    script = tmp_path / "script.py"
+    script.write_text(WORKERS.format(root=str(ROOT), out=str(tmp_path), method=method))
+    p = subprocess.run([sys.executable, "-W", "ignore", script], capture_output=True, text=True, timeout=300)
+    assert p.returncode == 0, p.stderr
+    assert p.stderr == "" and "worker" not in p.stdout and "Still running" in p.stdout
+    events = log_of(tmp_path)
+    assert len({e["pid"] for e in events}) == 1 and {e["kind"] for e in events} == {"open", "heartbeat", "close"}
+    assert p.stdout.count("\n") == sum("text" in e for e in events)
+
+
+def test_two_processes_share_a_log(tmp_path):
+    code = f"from gesture_nb.progress import *; r = Reporter(folder={str(tmp_path)!r})\nfor i in range(500): r.event('tick', i=i, pad='x' * 300)"
+    both = [python(code), python(code)]
+    assert [p.wait(60) for p in both] == [0, 0]
+    for p in both:
+        p.communicate()
+    events = log_of(tmp_path)
+    for p in both:
+        assert [e["i"] for e in events if e["pid"] == p.pid] == list(range(500))
+
+
+# ------------------------------------------------------------------ the log
+
+def test_an_event_has_its_head_and_all_its_fields(tmp_path):
+    import numpy as np
+    r = Reporter(sinks=[JsonlSink(tmp_path / "logs" / "run.jsonl")])
+    before = time.time()
+    r.event("epoch", loss=float("nan"), acc=np.float32(0.5), y=np.arange(2), when=tmp_path, kind_=1, pid=7, odd="\udc80", n=np.int64(3))
+    e, = log_of(tmp_path)
+    assert before <= e["time"] <= time.time() and 0 <= e["t"] < 60 and e["pid"] == os.getpid() and e["kind"] == "epoch"
+    assert (e["loss"], e["acc"], e["y"], e["when"], e["pid_"], e["n"]) == ("nan", 0.5, [0, 1], str(tmp_path), 7, 3)
+
+
+def test_the_log_keeps_steps_between_the_lines(tmp_path, capsys):
+    r = Reporter(with_settings(Settings(), progress="lines"), tmp_path)
+    with r.training("Torch", fold=1, epochs=20, steps=412) as t:
+        t.start_epoch(1)
+        for _ in range(412):
+            t.step(0.5, 1e-3)
+        t.end_epoch(check_loss=0.4, check_acc=0.9)
+    events = log_of(tmp_path)
+    assert [e["step"] for e in events if e["kind"] == "step"] == [1, 50, 100, 150, 200, 250, 300, 350, 400, 412]
+    assert [e["text"] for e in events if "text" in e] == lines(capsys)
+    epoch, = [e for e in events if e["kind"] == "epoch"]
+    assert (epoch["epoch"], epoch["loss"], epoch["check_loss"], epoch["check_acc"]) == (1, 0.5, 0.4, 0.9)
+
+
+@pytest.mark.parametrize("torn", ['{"kind": "st', '{"kind": "step"}', "\n\n{", "{\xff"])
+def test_a_torn_last_line_does_not_spoil_the_next(tmp_path, torn):
+    path = tmp_path / "logs" / "run.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"kind": "say"}\n' + torn)
+    r = Reporter(sinks=[JsonlSink(path)])
+    r.event("one")
+    r.event("two")
+    kept = path.read_text().splitlines()
+    assert [json.loads(s)["kind"] for s in kept[-2:]] == ["one", "two"] and kept[-3] == torn.splitlines()[-1]
+
+
+def test_a_log_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "logs").write_text("in the way")
+    with pytest.raises(UserError, match="run.jsonl.*--out.*SAVE_JSONL=0"):
+        Reporter(folder=tmp_path).event("x")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_is_told_once_and_the_run_goes_on(capsys):
+    r = Reporter(sinks=[JsonlSink("/dev/full"), LineSink()])
+    for i in range(3):
+        r.say(f"line {i}")
+    said = lines(capsys)
+    assert [s for s in said if s.startswith("line")] == ["line 0", "line 1", "line 2"]
+    assert [s for s in said if not s.startswith("line")] == ["Cannot write the log /dev/full: No space left on device. The run goes on, but its log has a gap."]
+
+
+def test_no_file_handle_is_left(tmp_path):
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    if before is None:
+        pytest.skip("there is no /proc")
+    for _ in range(50):
+        with Reporter(with_settings(Settings(), progress="lines"), tmp_path) as r:
+            r.event("x")
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert sum(e["kind"] == "x" for e in log_of(tmp_path)) == 50
+
+
+# ------------------------------------------------------------------ errors
+
+def test_an_error_leaves_its_traceback_once_and_goes_on(tmp_path):
+    r = Reporter(sinks=[JsonlSink(tmp_path / "logs" / "run.jsonl")])
+    with pytest.raises(ZeroDivisionError), r, r.task("outer"), r.training("Torch", 1, 2, 3) as t:
+        t.start_epoch(1)
+        t.step(1 / 0, 1.0)
+    events = log_of(tmp_path)
+    error, = [e for e in events if e["kind"] == "error"]
+    assert error["type"] == "ZeroDivisionError" and "t.step(1 / 0, 1.0)" in error["traceback"] and error["title"] == "Torch fold 1"
+    assert [(e["kind"], e["failed"]) for e in events if "failed" in e] == [("training_end", True), ("task_end", True), ("close", True)]
+    assert r.stack == []
+
+
+def test_threads_may_speak_together():
+    keep = Keep()
+    r = Reporter(with_settings(Settings(), print_every_steps=1), sinks=[keep])
+
+    def train(fold):
+        with r.training("T", fold=fold, epochs=1, steps=200) as t:
+            t.start_epoch(1)
+            for i in range(200):
+                t.step(float(i), 1.0)
+    threads = [threading.Thread(target=train, args=(k,)) for k in (1, 2, 3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for fold in (1, 2, 3):
+        assert [e["step"] for e in keep.events if e["kind"] == "step" and e["fold"] == fold] == list(range(1, 201))
+
+
+def test_quiet_is_quiet(capsys):
+    with Quiet() as r:
+        r.plan(2)
+        r.say("hush")
+        with r.task("x", 3) as t:
+            t.advance(3)
+        with r.training("T", 1, 1, 1) as t:
+            t.start_epoch(1)
+            t.step(1.0, 1.0)
+            t.end_epoch()
+        r.unit_done("x")
+        assert r._thread is None
+    assert capsys.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------ sinks
+
+@pytest.mark.parametrize("progress, environ, kernel, expected", [
+    ("auto", {}, True, True), ("auto", {}, False, False), ("auto", {"IN_TEST": "1"}, True, False), ("auto", {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, True, False),
+    ("auto", {"KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, True, True), ("lines", {}, True, False), ("widgets", {"IN_TEST": "1"}, True, True),
+    ("widgets", {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, True, True), ("widgets", {}, False, False)])
+def test_when_bars_are_widgets(progress, environ, kernel, expected):
+    assert wants_widgets(progress, environ, kernel) is expected
+
+
+def test_settings_choose_the_sinks(tmp_path, monkeypatch):
+    def names(folder=None, **changes):
+        return [type(s).__name__ for s in choose_sinks(with_settings(Settings(), **changes), folder)]
+    assert names() == ["LineSink"] and names(tmp_path) == ["LineSink", "JsonlSink"] and names(tmp_path, save_jsonl=False) == ["LineSink"]
+    assert names(use_tqdm=True) == ["TqdmSink", "LineSink"]
+    monkeypatch.setattr("gesture_nb.progress.in_kernel", lambda: True)
+    monkeypatch.delenv("IN_TEST", raising=False)
+    assert names() == ["WidgetSink", "LineSink"] and names(progress="lines") == ["LineSink"]
+    assert names(use_tqdm=True) == ["TqdmSink", "LineSink"]
+    assert not (tmp_path / "logs").exists()
+
+
+def run_all(r):
+    r.plan(2)
+    with r:
+        for fold in (1, 2):
+            with r.task("Reading", total=4) as t:
+                t.advance(4)
+            with r.training("Torch", fold=fold, epochs=2, steps=3) as t:
+                for epoch in (1, 2):
+                    t.start_epoch(epoch)
+                    for _ in range(3):
+                        t.step(0.5, 1e-3)
+                    t.end_epoch(check_acc=0.75)
+            r.unit_done(f"Torch fold {fold}")
+
+
+def test_widgets_show_where_the_run_is():
+    shown = []
+    sink = WidgetSink(show=shown.append)
+    run_all(Reporter(with_settings(Settings(), log_every_steps=1), sinks=[sink]))
+    box, = shown
+    rows = [[w for w in r.children] for r in box.children]
+    assert [(b.description, b.value, b.max) for b, _ in rows] == [("overall", 2, 2), ("Torch fold 2", 6, 6), ("epoch 2/2", 3, 3)]
+    assert rows[0][1].value == "2/2 Torch fold 2" and "check_acc 0.7500" in rows[1][1].value and rows[2][1].value == "3/3 loss 0.5000 lr 1.00e-03"
+    assert {b.bar_style for b, _ in rows} == {"success"}
+
+
+def test_tqdm_takes_the_widgets_place(capsys):
+    run_all(Reporter(sinks=[TqdmSink(), LineSink()]))
+    out, err = capsys.readouterr()
+    assert "overall" in err and "Torch fold 2" in err and "loss 0.5000 lr 1.00e-03" in err
+    assert "\r" not in out and "Processing sequence 4/4" in out
+
+
+# ------------------------------------------------------------------ in a real kernel
+
+def run_cells(tmp_path, *cells, expect_error=False, **environ):
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    client = NotebookClient(nb, kernel_name="python3", timeout=120, allow_errors=expect_error, resources={"metadata": {"path": str(tmp_path)}})
+    env = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "KAGGLE_KERNEL_RUN_TYPE")} | {"PYTHONPATH": str(ROOT)} | environ
+    client.execute(env=env)
+    return nb
+
+
+def text_of(cell):
+    return "".join(o.get("text", "") for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
+
+
+MAKE = "import time\nfrom gesture_nb.progress import Reporter\nfrom gesture_nb.config import read_settings\n"
+
+
+def test_in_a_kernel_lines_of_the_heart_land_in_the_running_cell(tmp_path):
+    nb = run_cells(tmp_path, MAKE + "r = Reporter(read_settings({'HEARTBEAT_SECONDS': '0.2'})); r.__enter__(); r.say('first'); time.sleep(1.5)",
+                   "r.say('second'); time.sleep(1.5)", "r.__exit__(None, None, None); print('third')", "time.sleep(0.6)", PROGRESS="lines", IN_TEST="1")
+    texts = [text_of(c) for c in nb.cells]
+    assert "first" in texts[0] and "Still running: first" in texts[0] and "second" not in texts[0]
+    assert "Still running: second" in texts[1] and "Still running: first" not in texts[1]
+    assert "third" in texts[2] and texts[3] == ""
+
+
+TRAIN = MAKE + """with Reporter(read_settings()) as r:
+    r.plan(1)
+    with r.training('Torch', fold=1, epochs=2, steps=3) as t:
+        for epoch in (1, 2):
+            t.start_epoch(epoch)
+            for _ in range(3): t.step(0.5, 1e-3)
+            t.end_epoch()
+    r.unit_done('Torch fold 1')
+"""
+
+
+def bars_of(nb):
+    state = nb.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    return sorted((v["state"]["description"], v["state"]["value"]) for v in state.values() if v["model_name"] == "FloatProgressModel")
+
+
+def test_in_a_live_kernel_there_are_widgets_and_lines(tmp_path):
+    nb = run_cells(tmp_path, TRAIN)
+    assert bars_of(nb) == [("Torch fold 1", 6), ("epoch 2/2", 3), ("overall", 1)]
+    assert sum("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in nb.cells[0].outputs) == 1
+    assert "[Torch] fold=1 epoch=2/2 step=3/3 loss=0.5000 lr=1.00e-03 max_mem=0.00GB" in text_of(nb.cells[0])
+
+
+@pytest.mark.parametrize("environ", [{"IN_TEST": "1"}, {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, {"PROGRESS": "lines"}])
+def test_headless_notebooks_have_lines_only(tmp_path, environ):
+    nb = run_cells(tmp_path, TRAIN, "import sys; print([m for m in ('ipywidgets', 'tqdm', 'torch') if m in sys.modules])", **environ)
+    assert bars_of(nb) == [] and all(o.output_type == "stream" for o in nb.cells[0].outputs)
+    assert text_of(nb.cells[0]).count("[Torch] fold=1") == 4 and text_of(nb.cells[1]) == "[]\n"
+
+
+def test_an_error_beside_widgets_fails_the_cell(tmp_path):
+    nb = run_cells(tmp_path, TRAIN.replace("t.end_epoch()", "raise RuntimeError('diverged')"), expect_error=True)
+    assert [o.evalue for o in nb.cells[0].outputs if o.output_type == "error"] == ["diverged"]
