@@ -6,14 +6,14 @@
 __all__ = ['NONE', 'Augment', 'warp', 'triplets_of', 'turn_matrices', 'axes_of', 'turn', 'heading', 'rescale', 'add_noise',
            'sensor_of_feature', 'drop_sensors', 'soft_labels', 'beta', 'blend', 'augment']
 
-# %% ../../nbs/24_features.augment.ipynb #4f760919
+# %% ../../nbs/24_features.augment.ipynb #53eddd66
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/24_features.augment.ipynb #5160fe84
+# %% ../../nbs/24_features.augment.ipynb #d66ba1cd
 @dataclass(frozen=True)
 class Augment:
     "How much of what. `names` and `flags` tell what the batch holds; whoever trains fills them in."
@@ -33,7 +33,7 @@ class Augment:
 
 NONE = Augment(0, 0, 0, False, 0, 0, 0, 0, 0, (), 0)
 
-# %% ../../nbs/24_features.augment.ipynb #3a13078d
+# %% ../../nbs/24_features.augment.ipynb #a6df7e42
 def warp(batch: dict, stretch: float, shift: float, generator) -> dict:
     "Each sequence read faster or slower, earlier or later, with straight lines between steps."
     x, mask = batch["x"], batch["mask"]
@@ -53,7 +53,7 @@ def warp(batch: dict, stretch: float, shift: float, generator) -> dict:
     grids = batch["grids"][torch.arange(b, device=x.device)[:, None], torch.where(empty, torch.arange(n, device=x.device), low)]
     return out | {"grids": torch.where(mask[:, :, None, None, None], grids, torch.full_like(grids, -2))}
 
-# %% ../../nbs/24_features.augment.ipynb #e62661fc
+# %% ../../nbs/24_features.augment.ipynb #772a3b44
 @lru_cache(maxsize=16)
 def triplets_of(names: tuple) -> tuple:
     "Positions of the (x, y, z) features of each vector in device coordinates."
@@ -67,7 +67,7 @@ def turn_matrices(n: int, deviation: float, generator) -> torch.Tensor:
     zero = torch.zeros(n)
     return torch.linalg.matrix_exp(torch.stack([zero, -v[:, 2], v[:, 1], v[:, 2], zero, -v[:, 0], -v[:, 1], v[:, 0], zero], 1).reshape(n, 3, 3))
 
-# %% ../../nbs/24_features.augment.ipynb #fb31e449
+# %% ../../nbs/24_features.augment.ipynb #8b5f32de
 @lru_cache(maxsize=16)
 def axes_of(names: tuple) -> tuple:
     "Positions of the first two columns of the rotation matrix; empty without."
@@ -84,7 +84,7 @@ def turn(batch: dict, names: tuple, deviation: float, generator) -> dict:
         x[:, at] = torch.einsum("bij,bjkl->bikl", m[:, :2], axes).flatten(1, 2)
     return batch | {"x": x}
 
-# %% ../../nbs/24_features.augment.ipynb #491a2a76
+# %% ../../nbs/24_features.augment.ipynb #91cf05f9
 def heading(batch: dict, names: tuple, generator) -> dict:
     "The world's x and y axes turned by any angle, in each sequence another."
     angle = (torch.rand(len(batch["x"]), generator=generator) * 2 * torch.pi).to(batch["x"].device)[:, None]
@@ -95,7 +95,7 @@ def heading(batch: dict, names: tuple, generator) -> dict:
         x[:, i], x[:, j] = c * batch["x"][:, i] - s * batch["x"][:, j], s * batch["x"][:, i] + c * batch["x"][:, j]
     return batch | {"x": x}
 
-# %% ../../nbs/24_features.augment.ipynb #1d75fc3a
+# %% ../../nbs/24_features.augment.ipynb #95418ea2
 def rescale(batch: dict, names: tuple, deviation: float, generator) -> dict:
     "Gyroscope and gravity-free features of each sequence times one factor near 1."
     moving = torch.tensor([n.startswith(("gyr.", "motion.")) and not n.startswith("motion.grav") for n in names])
@@ -107,7 +107,7 @@ def add_noise(batch: dict, share: float, generator) -> dict:
     noise = torch.randn(batch["x"].shape, generator=generator).to(batch["x"].device)
     return batch | {"x": batch["x"] + noise * share * batch["x"].std(2, keepdim=True) * batch["mask"][:, None]}
 
-# %% ../../nbs/24_features.augment.ipynb #d9dd6933
+# %% ../../nbs/24_features.augment.ipynb #552d312e
 @lru_cache(maxsize=16)
 def sensor_of_feature(names: tuple, flags: tuple) -> torch.Tensor:
     "bool `[flags, features]`: which features go silent with which flag."
@@ -121,13 +121,13 @@ def drop_sensors(batch: dict, names: tuple, flags: tuple, drop: tuple, drop_one:
         hit = torch.rand(n, generator=generator) < chance
         among = [i for i, f in enumerate(flags) if f.split("_")[1] in groups.split()]
         keep[:, among] *= ~hit[:, None]
-    single = torch.tensor([f.count("_") > 1 for f in flags])
+    single = torch.tensor([f.count("_") > 1 for f in flags], dtype=torch.bool)
     keep *= ~(single & (torch.rand(keep.shape, generator=generator) < drop_one))
     silent = ((1 - keep) @ sensor_of_feature(names, flags).float()) > 0
     keep, silent = keep.to(batch["x"].device), silent.to(batch["x"].device)
     return batch | {"x": batch["x"] * ~silent[:, :, None], "flags": batch["flags"] * keep}
 
-# %% ../../nbs/24_features.augment.ipynb #cd3c5c75
+# %% ../../nbs/24_features.augment.ipynb #50eb05f3
 def soft_labels(y, classes: int):
     "float32 `[B, classes]` of whole-number labels."
     return F.one_hot(y, classes).float()
@@ -138,7 +138,7 @@ def beta(n: int, alpha: float, generator) -> torch.Tensor:
     share = a[0] / a.sum(0).clamp(min=1e-9)
     return torch.maximum(share, 1 - share)
 
-# %% ../../nbs/24_features.augment.ipynb #193693ff
+# %% ../../nbs/24_features.augment.ipynb #c8b9e56c
 def blend(batch: dict, mixup: float, cutmix: float, alpha: float, generator) -> dict:
     "Some sequences laid over others (mixup), some with a span replaced (cutmix); labels in the same shares."
     x, n, steps, device = batch["x"], len(batch["x"]), batch["x"].shape[2], batch["x"].device
@@ -157,7 +157,7 @@ def blend(batch: dict, mixup: float, cutmix: float, alpha: float, generator) -> 
     far = torch.where(batch["grids"] < 0, 255, batch["grids"]).to(x.dtype)
     return out | {"grids": lay(far, own[:, :, None, None, None])}
 
-# %% ../../nbs/24_features.augment.ipynb #f455a277
+# %% ../../nbs/24_features.augment.ipynb #caf2942d
 def augment(
     batch: dict,     # x `[B, C, L]`, mask `[B, L]`, flags `[B, K]`, y float `[B, classes]`, grids where there are some
     spec: Augment,

@@ -1,0 +1,163 @@
+"""What a notebook cannot show of the convolutional member: real kills, killed workers, and every set of sensors."""
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gesture_nb.config import Settings
+from gesture_nb.data.frames import FrameFeatures, take_frames
+from gesture_nb.data.sequences import offsets_of
+from gesture_nb.models.member import Batch, Member
+from gesture_nb.models.torch_net import FAST, TorchMember
+from gesture_nb.training.checkpoint import FolderCheckpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = replace(FAST, widths=(8, 12), stem=4)
+ALL = ("acc.x", "acc.y", "acc.z", "gyr.x", "gyr.y", "gyr.z", "motion.lin_x", "motion.lin_y", "motion.lin_z", "rot.w", "rot.x", "rot.y", "rot.z", "thm.1", "thm.2", "tof.1_mean", "tof.2_mean")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Nets this small are quickest on one thread."""
+    import torch
+    was = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(was)
+
+
+def problem(names=ALL, n=60, grids=0, seed=0, aux=False, lengths=None, classes=3):
+    """Three rhythms in noise, some sensors absent here and there."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(17, 60, n) if lengths is None else np.asarray(lengths)
+    y = np.arange(n) % classes
+    t = np.concatenate([np.arange(k) for k in lengths])
+    x = rng.normal(size=(len(t), len(names))) + 3 * np.sin(t * np.repeat(0.2 + 0.35 * y, lengths))[:, None]
+    flags = [f"has_{h.replace('.', '_')}" for h in dict.fromkeys(s.split("_")[0] if s[:3] in ("tof",) else s if s[:3] == "thm" else s.split(".")[0] for s in names) if h != "motion"]
+    masks = {k: rng.random(n) < 0.8 if k != "has_acc" else np.ones(n, bool) for k in flags}
+    f = FrameFeatures(x.astype("f4"), tuple(names), offsets_of(lengths), masks, np.full(n, 20, "f4"), rng.integers(-2, 250, (len(t), grids, 8, 8)).astype("i2") if grids else None)
+    extra = {"orientation": rng.integers(-1, 4, n), "opening": np.full(n, -1)} if aux else {}
+    return Batch(f, np.arange(n), tuple("abcdefg"[:classes]), y, np.array([f"p{i % 6}" for i in range(n)]), aux=extra)
+
+
+class Quiet:
+    """The part of a reporter that training needs; `at` is called with (epoch, step)."""
+    def __init__(self, at=lambda epoch, step: None): self.at, self.said, self.losses = at, [], []
+    def say(self, text, **_): self.said.append(text)
+    def training(self, *_, **__): return self
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def start_epoch(self, epoch): self.epoch, self.n = epoch, 0
+    def step(self, loss, lr):
+        self.n += 1
+        self.losses.append(loss)
+        self.at(self.epoch, self.n)
+    def end_epoch(self, **_): pass
+
+
+def trained(batch, epochs=3, reporter=None, checkpoint=None, preset=SMALL, seed=1, **settings):
+    m = TorchMember(Settings(epochs=epochs, batch_size=16, **settings), seed, 0, preset)
+    more = {"checkpoint": checkpoint} if checkpoint else {}
+    m.fit(batch, reporter=reporter or Quiet(), **more)
+    return m
+
+
+def weights(m): return {k: v.numpy().tobytes() for k, v in m.net.state_dict().items()}
+
+
+@pytest.mark.parametrize("names,grids,aux", [(ALL[:3], 0, False), (ALL[:6], 0, False), (ALL[:9], 0, True), (ALL, 2, True), (ALL[6:7], 0, False)])
+def test_any_sensors_fit_save_load(tmp_path, names, grids, aux):
+    b = problem(names, grids=grids, aux=aux)
+    m = trained(b)
+    assert isinstance(m, Member)
+    p = m.predict_proba(b)
+    assert p.shape == (60, 3) and p.dtype == np.float32 and np.allclose(p.sum(1), 1, atol=1e-5)
+    m.save(tmp_path)
+    assert sorted(f.suffix for f in tmp_path.iterdir()) == [".json", ".safetensors"]
+    assert TorchMember.load(tmp_path).predict_proba(b).tobytes() == p.tobytes()
+
+
+def test_learns_and_does_not_look_at_names_of_people():
+    m = trained(problem(n=150), epochs=25)
+    b = problem(n=60, seed=9)
+    assert (m.predict_proba(replace(b, y=None, subjects=None)).argmax(1) == b.y).mean() > 0.8
+
+
+def test_answers_sequences_of_any_length():
+    m = trained(problem(), epochs=1)
+    odd = problem(lengths=[1, 2, 700, 16, 40], n=5)
+    p = m.predict_proba(odd)
+    assert np.isfinite(p).all()
+    alone = np.concatenate([m.predict_proba(replace(odd, frames=take_frames(odd.frames, [i]), index=np.array([0]))) for i in range(5)])
+    assert np.allclose(p, alone, atol=1e-5)
+
+
+def test_the_process_is_left_as_it_was():
+    import torch
+    torch.manual_seed(5)
+    want, threads = torch.get_rng_state(), torch.get_num_threads()
+    a = weights(trained(problem()))
+    assert torch.equal(torch.get_rng_state(), want) and torch.get_num_threads() == threads and not torch.are_deterministic_algorithms_enabled()
+    torch.manual_seed(6); torch.rand(10)
+    assert weights(trained(problem())) == a
+    assert weights(trained(problem(), seed=2)) != a
+
+
+def test_a_killed_worker_costs_nothing():
+    b, hit = problem(), []
+    def kill(epoch, step):
+        if epoch == 2 and step == 1 and not hit:
+            hit.extend(p.pid for p in multiprocessing.active_children())
+            os.kill(hit[0], signal.SIGKILL)
+            for _ in range(100_000_000):     # until the parent hears of it
+                if not any(p.pid == hit[0] for p in multiprocessing.active_children()): break
+    reporter = Quiet(kill)
+    m = trained(b, reporter=reporter, dl_num_workers=2)
+    assert hit and any("starts again with 1 worker" in s for s in reporter.said)
+    assert weights(m) == weights(trained(b)) and not multiprocessing.active_children()
+
+
+INTERRUPTED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from test_torch import FolderCheckpoint, Quiet, problem, trained
+folder, epoch, step, workers = sys.argv[2], *map(int, sys.argv[3:])
+def kill(e, s):
+    if (e, s) == (epoch, step): os.kill(os.getpid(), signal.SIGKILL)
+if __name__ == "__main__":
+    m = trained(problem(aux=True), 4, Quiet(kill), FolderCheckpoint(folder + "/checkpoint"), dl_num_workers=workers)
+    m.save(folder)
+"""
+
+
+def test_killed_and_resumed_is_the_same_to_the_last_bit(tmp_path):
+    script = tmp_path / "trains.py"
+    script.write_text(INTERRUPTED)
+    def run(folder, *at):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return subprocess.run([sys.executable, str(script), str(ROOT / "tests"), str(tmp_path / folder), *map(str, at)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}).returncode
+    assert run("whole", 0, 0, 0) == 0
+    assert run("cut", 1, 2, 0) == run("cut", 3, 2, 1) == -signal.SIGKILL
+    assert FolderCheckpoint(tmp_path / "cut/checkpoint").load()[1]["history"]["loss"].__len__() == 2
+    assert run("cut", 0, 0, 0) == 0
+    for name in ("weights.safetensors", "model.json"): assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_recipe_tells_what_changes_the_schedule():
+    b = problem()
+    a, c = (TorchMember(Settings(batch_size=s)).recipe(b) for s in (16, 32))
+    assert a["total_steps"] != c["total_steps"] and a == TorchMember(Settings(batch_size=16, dl_num_workers=4)).recipe(b)
+
+
+def test_rare_classes_and_tiny_sets():
+    b = problem(n=7, classes=5)
+    b = replace(b, classes=tuple("abcdefg"), y=np.array([0, 0, 0, 0, 0, 0, 5]))
+    assert trained(b, epochs=1).predict_proba(b).shape == (7, 7)
+    one = b.take(np.array([0, 6]))
+    assert trained(one, epochs=1).predict_proba(one).shape == (2, 7)
