@@ -444,7 +444,7 @@ def test_widgets_show_where_the_run_is():
     sink = WidgetSink(show=shown.append)
     run_all(Reporter(with_settings(Settings(), log_every_steps=1), sinks=[sink]))
     box, = shown
-    rows = [[w for w in r.children] for r in box.children]
+    rows = [list(r.children) for r in box.children]
     assert [(b.description, b.value, b.max) for b, _ in rows] == [("overall", 2, 2), ("Torch fold 2", 6, 6), ("epoch 2/2", 3, 3)]
     assert rows[0][1].value == "2/2 Torch fold 2" and "check_acc 0.7500" in rows[1][1].value and rows[2][1].value == "3/3 loss 0.5000 lr 1.00e-03"
     assert {b.bar_style for b, _ in rows} == {"success"}
