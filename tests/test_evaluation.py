@@ -1,5 +1,7 @@
-"""What a score is, who is held out, how members are blended: compared with scikit-learn, with cases worked by hand, and with planted leaks."""
+"""What a score is, who is held out, how members are blended, how answers are chosen and reported: compared with scikit-learn, with cases worked by hand, and with planted leaks."""
 import json
+import re
+import threading
 
 import numpy as np
 import pytest
@@ -7,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gesture_nb.config import UserError
+from gesture_nb.evaluation.decode import (SubjectDecoder, composite_design, composite_proba, decoded, find_rule, follows_design, gesture_design, nested_answers,
+                                          place_proba, random_orders, read_rule)
+from gesture_nb.evaluation.flip import FlipWatch, fit_flip_detector, flip_signs, is_flipped, person_log_odds, read_detector
 from gesture_nb.evaluation.folds import LeakError, assert_disjoint, check_folds, fold_warnings, given_folds, inner_split, make_folds, protocol_folds
 from gesture_nb.evaluation.metric import (bootstrap_interval, competition_score, confusion_counts, score_of, score_submission, scores,
                                           subject_counts)
-from gesture_nb.schema import GESTURES, NON_TARGETS, TARGETS
+from gesture_nb.schema import GESTURES, LEGAL_PAIRS, NON_TARGETS, OPENINGS, ORIENTATIONS, TARGETS
 from gesture_nb.training.ensemble import blend, find_recipe, find_temperature, find_weights, nested_blend, tempered, with_fixed
 
 labels = lambda classes, n=40: st.lists(st.tuples(st.sampled_from(classes), st.sampled_from(classes)), min_size=1, max_size=n)
@@ -249,3 +254,211 @@ def test_recipes_survive_json():
     _, per_fold, final = nested_blend(probs, y, fold)
     kept = json.loads(json.dumps({"final": final, "per_fold": per_fold}))
     assert kept["final"] == final and np.array_equal(blend(probs, **kept["per_fold"][2]), blend(probs, **per_fold[2]))
+
+
+# ---------------------------------------------------------------- decisions
+
+KINDS = [(o, g, b) for o, g in LEGAL_PAIRS for b in OPENINGS]
+
+
+def programme(people=3, skill=2.4, seed=0):
+    "(subjects, labels, probabilities of kinds) of people who go through the whole design before a recogniser of middling skill."
+    rng, n = np.random.default_rng(seed), 102 * people
+    who, place = np.repeat([f"p{i}" for i in range(people)], 102), np.tile(np.arange(102), people)
+    z = 0
+    for part, names, s in ((0, ORIENTATIONS, 4), (1, GESTURES, skill), (2, OPENINGS, 0.8)):
+        of = np.array([names.index(k[part]) for k in KINDS])
+        z = z + (s * (rng.normal(size=(n, len(names))) + s * np.eye(len(names))[of[place]]))[:, of]
+    p = np.exp(z - z.max(1, keepdims=True))
+    return who, composite_design(GESTURES).label[place], p / p.sum(1, keepdims=True)
+
+
+def test_designs_are_the_competitions():
+    g, c = gesture_design(GESTURES), composite_design(GESTURES)
+    assert g.copies.sum() == len(c) == 102 and np.array_equal(np.bincount(c.label), g.copies)
+    assert [GESTURES[k] for k in c.label] == [k[1] for k in KINDS]
+    with pytest.raises(UserError, match="not the competition's"): gesture_design(["wave", "drink"])
+    assert follows_design(np.repeat(["a", "b"], 102), np.tile(c.label, 2), GESTURES) and not follows_design(["a"] * 9, [0] * 9, GESTURES)
+
+
+def test_answers_do_not_depend_on_what_comes_later():
+    who, _, p = programme()
+    order = random_orders(len(who), 1)[0]
+    whole = decoded(who, p, GESTURES, order, design=composite_design(GESTURES))
+    half = decoded(who, p, GESTURES, order[:150], design=composite_design(GESTURES))
+    assert np.array_equal(whole[order[:150]], half[order[:150]])
+    other = p.copy(); other[order[150:]] = 1 / 102
+    assert np.array_equal(decoded(who, other, GESTURES, order, design=composite_design(GESTURES))[order[:150]], half[order[:150]])
+
+
+def test_people_do_not_influence_each_other():
+    who, _, p = programme()
+    alone = decoded(who[:102], p[:102], GESTURES, range(102))
+    mixed = decoded(who, p, GESTURES, np.arange(306).reshape(3, 102).T.ravel())
+    assert np.array_equal(mixed[:102], alone)
+
+
+@pytest.mark.parametrize("design", [gesture_design, composite_design])
+def test_strict_answers_respect_the_design(design):
+    who, _, p = programme(people=2, skill=0.5)
+    for order in random_orders(len(who), 2, seed=4):
+        said = decoded(who, p if design is composite_design else p @ np.eye(18)[composite_design(GESTURES).label], GESTURES, order, design=design(GESTURES), strict=True)
+        for person in np.unique(who): assert np.array_equal(np.bincount(said[who == person], minlength=18), gesture_design(GESTURES).copies)
+
+
+def test_the_joint_belief_takes_no_place_twice():
+    _, _, p = programme(people=1)
+    for t in (1, 30, 101, 102):
+        q = place_proba(p[:t], np.ones(102))
+        assert np.allclose(q.sum(1), 1) and q.sum(0).max() < 1.05
+
+
+def test_decoding_helps_in_every_one_of_20_orders():
+    who, y, p = programme(people=4)
+    names, design = np.array(GESTURES), composite_design(GESTURES)
+    plain = competition_score(names[y], names[(p @ np.eye(18)[design.label]).argmax(1)])["score"]
+    found = [competition_score(names[y], names[decoded(who, p, GESTURES, o, design=design)])["score"] for o in random_orders(len(who))]
+    assert len(found) == 20 and np.mean(found) > plain and min(found) > plain - 0.02
+
+
+def test_the_decoder_survives_anything():
+    d = SubjectDecoder(GESTURES, strict=True)
+    for p in [np.full(18, np.nan), np.zeros(18), np.eye(18)[3], np.full(18, np.inf)] * 40: assert 0 <= d.answer("ann", p) < 18
+    assert 0 <= d.answer("ann", np.full(18, np.nan)) < 18
+
+
+def test_the_decoder_works_from_threads():
+    who, _, p = programme(people=4)
+    d, out = SubjectDecoder(GESTURES, composite_design(GESTURES)), np.zeros(len(who), int)
+    def one(person):
+        for i in np.flatnonzero(who == person): out[i] = d.answer(person, p[i])
+    threads = [threading.Thread(target=one, args=(person,)) for person in np.unique(who)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert np.array_equal(out, decoded(who, p, GESTURES, range(len(who)), design=composite_design(GESTURES)))
+
+
+def test_heads_keep_the_gesture_probabilities():
+    rng = np.random.default_rng(0)
+    g, o, b = rng.dirichlet(np.ones(18), 5), rng.dirichlet(np.ones(4), 5), rng.dirichlet(np.ones(2), 5)
+    p = composite_proba(g, o, GESTURES, b)
+    assert p.shape == (5, 102) and np.allclose(p @ np.eye(18)[composite_design(GESTURES).label], g)
+
+
+def test_the_rule_raises_the_expected_score_and_ignores_the_held_out_fold():
+    rng = np.random.default_rng(1)
+    rate = np.array([.6, .25, .1, .05]); y = rng.choice(4, 6000, p=rate)
+    z = rng.normal(size=(6000, 4)); z[np.arange(6000), y] += 1.2
+    p = rate * np.exp(1.2 * z); p /= p.sum(1, keepdims=True)
+    fold = rng.integers(4, size=6000)
+    answers, rule = nested_answers(p, y, fold, "abcd")
+    assert scores(y, answers, "abcd")["macro_f1"] > scores(y, p.argmax(1), "abcd")["macro_f1"] + 0.005
+    lies = np.where(fold == 1, 3 - y, y)
+    assert np.array_equal(nested_answers(p, lies, fold, "abcd")[0][fold == 1], answers[fold == 1])
+    assert np.array_equal(read_rule(json.loads(json.dumps(rule.as_json()))).decide(p), rule.decide(p))
+    p[5] = np.nan
+    assert nested_answers(p, y, fold, "abcd")[0][5] == -1
+
+
+def test_the_rule_of_the_competition_is_near_the_best_answers():
+    who, y, p = programme(people=10, skill=1.6, seed=2)
+    names, q = np.array(GESTURES), p @ np.eye(18)[composite_design(GESTURES).label]
+    s = lambda a: competition_score(names[y], names[a])["score"]
+    assert s(find_rule(q, y, GESTURES).decide(q)) > s(q.argmax(1)) - 0.002
+
+
+# ---------------------------------------------------------------- worn upside down
+
+@pytest.fixture(scope="module")
+def worn():
+    from gesture_nb.data.simulate import simulate
+    return simulate(400, seed=5), simulate(400, seed=5, test=True, imu_only=0.5)
+
+
+def test_signs_change_with_the_device_and_with_nothing_else(worn):
+    from gesture_nb.features.frames import flip_upside_down, mirror_hands
+    from gesture_nb.data.sequences import with_meta
+    for t in worn:
+        signs, turned = flip_signs(t), flip_signs(flip_upside_down(t))
+        mirrored = flip_signs(with_meta(mirror_hands(t), handedness=1 - t.meta["handedness"]))
+        for g in signs:
+            assert np.allclose(signs[g], -turned[g], atol=1e-5, equal_nan=True) and np.allclose(signs[g], mirrored[g], atol=1e-5, equal_nan=True)
+
+
+def test_turned_people_are_found_whoever_they_are(worn):
+    from gesture_nb.data.sequences import take
+    from gesture_nb.features.frames import flip_upside_down
+    train, new = worn
+    detector = fit_flip_detector(flip_signs(train), train.meta["subject"])
+    assert np.array_equal(is_flipped(detector, flip_signs(train), train.meta["subject"]), train.meta["flipped"])
+    signs = flip_signs(new)
+    assert np.array_equal(is_flipped(detector, signs, new.meta["subject"]), new.meta["flipped"])
+    for person in np.unique(new.meta["subject"])[:4]:
+        mine = new.meta["subject"] == person
+        other = flip_signs(flip_upside_down(take(new, mine)))
+        assert is_flipped(detector, other, new.meta["subject"][mine]).all() != new.meta["flipped"][mine][0]
+    kept = read_detector(json.loads(json.dumps(detector.as_json())))
+    assert np.array_equal(person_log_odds(kept, signs, new.meta["subject"])[1], person_log_odds(detector, signs, new.meta["subject"])[1])
+    watch, rows = FlipWatch(detector), np.flatnonzero(new.meta["subject"] == new.meta["subject"][0])
+    last = [watch(take(new, [i])) for i in rows][-1]
+    assert last == new.meta["flipped"][rows[0]]
+
+
+def test_too_few_people_for_a_habit(worn):
+    few = worn[0].meta["subject"] == worn[0].meta["subject"][0]
+    with pytest.raises(UserError, match="fewer than five"): fit_flip_detector({g: v[few] for g, v in flip_signs(worn[0]).items()}, worn[0].meta["subject"][few])
+
+
+# ---------------------------------------------------------------- the report
+
+def run_folder(out, n=200, classes=("drink", "<wave> & go"), unanswered=0, histories=True):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from gesture_nb.artifacts import write_json
+    from gesture_nb.config import Settings, as_json
+    rng = np.random.default_rng(0)
+    truth = rng.choice(classes, n); said = np.where(rng.random(n) < .8, truth, rng.choice(classes, n)); who = rng.choice([f"p{i}" for i in range(25)], n)
+    fold = np.unique(who, return_inverse=True)[1] % 2
+    s = scores(truth, said, classes) | {"per_fold": [{"accuracy": 0.9, "macro_f1": 0.9, "score": 0.9}, None], "seconds": 3.0}
+    write_json(out / "metrics.json", {"classes": classes, "members": {"lgbm": s}, "ensemble": s | {"weights": {"lgbm": 1.0}}, "sequences": n, "subjects": 25, "folds": 2})
+    pred = pa.array(said.tolist(), pa.string()) if not unanswered else pa.array([None] * unanswered + said[unanswered:].tolist())
+    pq.write_table(pa.table({"sequence_id": [f"s{i}" for i in range(n)], "subject": who, "fold": fold, "gesture": truth, "pred": pred}), out / "oof.parquet")
+    write_json(out / "config.json", {"settings": as_json(Settings(seed=3)), "versions": {"python": "3.11"}})
+    if histories: write_json(out / "members/lgbm/fold0/history.json", {"rounds": 3, "loss": [1.0, 0.5, 0.4], "check_loss": [1.1, 0.8, 0.7], "importance": {"a": 1}})
+
+
+def test_report_stands_alone(tmp_path):
+    from gesture_nb.report.report import write_report
+    run_folder(tmp_path, unanswered=7)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "://" not in text and "<script" not in text and text.count("data:image/png;base64,") == 2
+    assert "&lt;wave&gt; &amp; go" in text and "<wave>" not in text and "7 more sequences were not answered" in text
+    assert (tmp_path / "confusion.png").read_bytes()[:4] == (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert all(re.search(r'alt="[^"]+"', img) for img in re.findall("<img [^>]*>", text)) and text.count("<caption>") == text.count("<table>") and '<html lang="en">' in text
+    before = (tmp_path / "report.html").read_bytes()
+    assert write_report(tmp_path).read_bytes() == before
+
+
+def test_report_of_a_bare_run(tmp_path):
+    from gesture_nb.report.report import write_report
+    run_folder(tmp_path, classes=GESTURES, histories=False); (tmp_path / "config.json").unlink()
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "competition score" in text and "Learning curves" not in text and not (tmp_path / "curves.png").exists()
+    (tmp_path / "oof.parquet").unlink()
+    with pytest.raises(UserError, match="no oof.parquet"): write_report(tmp_path)
+
+
+def test_report_in_a_browser(tmp_path):
+    import shutil
+    from gesture_nb.report.report import write_report
+    if not (chromium := shutil.which("chromium")): pytest.skip("no chromium here")
+    from playwright.sync_api import sync_playwright
+    run_folder(tmp_path, classes=GESTURES, n=600)
+    path = write_report(tmp_path)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800}); asked = []
+        page.on("request", lambda r: asked.append(r.url)); page.goto(path.as_uri())
+        wide = page.evaluate("document.documentElement.scrollWidth"); shown = page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        browser.close()
+    assert wide <= 390 and shown and [u for u in asked if not u.startswith(("file:", "data:"))] == []

@@ -6,7 +6,7 @@
 __all__ = ['flip_signs', 'SignModel', 'FlipDetector', 'read_detector', 'person_log_odds', 'fit_flip_detector', 'is_flipped',
            'FlipWatch']
 
-# %% ../../nbs/33_evaluation.flip.ipynb #1c9985d4
+# %% ../../nbs/33_evaluation.flip.ipynb #02abea7e
 import threading
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from ..config import UserError
 from ..data.sequences import SequenceTable
 from ..schema import ACC, GRAVITY, THM, TOF
 
-# %% ../../nbs/33_evaluation.flip.ipynb #409d2fc7
+# %% ../../nbs/33_evaluation.flip.ipynb #09782b68
 def _means(t: SequenceTable, x, where=None) -> np.ndarray:
     "float64 `[k, n]`: means over the rows of each sequence (those with weight `where`), over what is not missing; NaN if all is."
     ok = np.isfinite(x) if where is None else np.isfinite(x) & where
@@ -30,7 +30,7 @@ def _acc_signs(t: SequenceTable, hand) -> np.ndarray:
     parts = [_means(t, t.channels(ACC) / GRAVITY, where) for where in (None, row <= third, row >= 2 * third)]
     return np.stack([v for x, y, z in parts for v in (x * hand, y, x * z * hand, y * z)][:4] + [v for x, y, z in parts[1:] for v in (x * hand, y, y * z)], axis=1)
 
-# %% ../../nbs/33_evaluation.flip.ipynb #25321c46
+# %% ../../nbs/33_evaluation.flip.ipynb #3472ee49
 def _far_signs(t: SequenceTable, hand) -> np.ndarray:
     "float64 `[n, 8]`: which of the opposite sensors is warmer and nearer to something, and which half of a grid is."
     x = t.channels(THM)
@@ -40,7 +40,7 @@ def _far_signs(t: SequenceTable, hand) -> np.ndarray:
     each, top, left = near.mean((1, 2)), near[:, :4].mean((1, 2)) - near[:, 4:].mean((1, 2)), near[:, :, :4].mean((1, 2)) - near[:, :, 4:].mean((1, 2))
     return np.stack([warm[1] - warm[3], (warm[2] - warm[4]) * hand, each[1] - each[3], (each[2] - each[4]) * hand, top[0], left[0] * hand, top[1] + top[3], (left[1] + left[3]) * hand], axis=1)
 
-# %% ../../nbs/33_evaluation.flip.ipynb #875762e7
+# %% ../../nbs/33_evaluation.flip.ipynb #4263a7bf
 def flip_signs(
     table: SequenceTable,
     block: int = 200_000, # rows at a time
@@ -55,7 +55,7 @@ def flip_signs(
     out = {g: np.concatenate(p) for g, p in zip(makers, zip(*parts))}
     return {g: np.where(np.isfinite(v).any(1, keepdims=True), np.nan_to_num(v), np.nan) for g, v in out.items()}
 
-# %% ../../nbs/33_evaluation.flip.ipynb #a7881d8c
+# %% ../../nbs/33_evaluation.flip.ipynb #96f40254
 @dataclass(frozen=True)
 class SignModel:
     "What the weighed sum of a group of signs is like in people who wear the device the usual way."
@@ -69,7 +69,7 @@ class SignModel:
         n = np.maximum(n, 1e-9)
         return -2 * self.mean * (total / n) / (self.between + self.within / n)
 
-# %% ../../nbs/33_evaluation.flip.ipynb #f415be3f
+# %% ../../nbs/33_evaluation.flip.ipynb #caa726fa
 def _by_person(x, who, people) -> tuple:
     "(sums `[people, k]`, counts `[people]`) over the rows of `x` without NaN."
     ok = np.isfinite(x).all(1)
@@ -83,7 +83,7 @@ def _weigh(means) -> np.ndarray:
     w = np.linalg.solve(spread, means.mean(0))
     return w / max(np.sqrt(w @ spread @ w), 1e-9)
 
-# %% ../../nbs/33_evaluation.flip.ipynb #f15c0eab
+# %% ../../nbs/33_evaluation.flip.ipynb #b31995ec
 @dataclass(frozen=True)
 class _Habits:
     "A group of signs, person by person."
@@ -106,7 +106,7 @@ def _fit_group(h: _Habits, side, keep) -> SignModel:
     w = _weigh(means); within = float(w @ h.scatter @ w)
     return SignModel(w, float(unseen.mean()), float(max(np.var(unseen, ddof=1) - within / n.mean(), 0.05 * within, 1e-9)), within)
 
-# %% ../../nbs/33_evaluation.flip.ipynb #8265934d
+# %% ../../nbs/33_evaluation.flip.ipynb #4f002e8f
 @dataclass(frozen=True)
 class FlipDetector:
     "Tells how likely a person wears the device upside down."
@@ -124,7 +124,7 @@ class FlipDetector:
 def read_detector(kept: dict) -> FlipDetector:
     return FlipDetector({g: SignModel(np.array(m["weights"]), m["mean"], m["between"], m["within"]) for g, m in kept["models"].items()}, kept["prior"])
 
-# %% ../../nbs/33_evaluation.flip.ipynb #91c72009
+# %% ../../nbs/33_evaluation.flip.ipynb #2e60bb01
 def person_log_odds(
     detector: FlipDetector,
     signs: dict,  # as from `flip_signs`
@@ -135,7 +135,7 @@ def person_log_odds(
     pairs = {g: _by_person(v[:, None], who, len(names)) for g, v in detector.sums(signs).items()}
     return names, detector.log_odds({g: t[:, 0] for g, (t, _) in pairs.items()}, {g: n for g, (_, n) in pairs.items()})
 
-# %% ../../nbs/33_evaluation.flip.ipynb #9267d4df
+# %% ../../nbs/33_evaluation.flip.ipynb #e083f068
 def _judged_by_others(habits, side, prior) -> np.ndarray:
     "float64 `[people]`: log odds of each person, from a detector learned without him."
     out, everybody = np.full(len(side), np.log(prior / (1 - prior))), np.ones(len(side), bool)
@@ -146,7 +146,7 @@ def _judged_by_others(habits, side, prior) -> np.ndarray:
                 m = _fit_group(h, side, others); out[p] += m.evidence(h.means[i[0]] @ m.weights * h.counts[i[0]], h.counts[i[0]])
     return out
 
-# %% ../../nbs/33_evaluation.flip.ipynb #0a982743
+# %% ../../nbs/33_evaluation.flip.ipynb #a8674f87
 def fit_flip_detector(
     signs: dict,          # as from `flip_signs`, of training folds only
     subjects,             # [n]
@@ -164,13 +164,13 @@ def fit_flip_detector(
         side = new
     return FlipDetector({g: _fit_group(h, side, np.ones(len(names), bool)) for g, h in habits.items()}, prior)
 
-# %% ../../nbs/33_evaluation.flip.ipynb #04bb9b84
+# %% ../../nbs/33_evaluation.flip.ipynb #277222e8
 def is_flipped(detector: FlipDetector, signs: dict, subjects) -> np.ndarray:
     "bool `[n]`: sequences of people who are likelier turned than not, all their sequences taken together."
     names, odds = person_log_odds(detector, signs, subjects)
     return (odds > 0)[np.searchsorted(names, np.asarray(subjects).astype(str))]
 
-# %% ../../nbs/33_evaluation.flip.ipynb #1eb94127
+# %% ../../nbs/33_evaluation.flip.ipynb #31f19d23
 @dataclass
 class FlipWatch:
     "Keeps the sums of people whose sequences arrive one by one. Safe to call from several threads."
@@ -182,7 +182,6 @@ class FlipWatch:
         "Adds the one sequence of `table`; True if its person is likelier turned than not, as far as is known now."
         sums = self.detector.sums(flip_signs(table))
         with self.lock:
-            totals, counts = self.people.setdefault(str(table.meta["subject"][0]), ({g: 0.0 for g in sums}, {g: 0 for g in sums}))
-            for g, v in sums.items():
-                if np.isfinite(v[0]): totals[g] = totals.get(g, 0.0) + float(v[0]); counts[g] = counts.get(g, 0) + 1
-            return bool(self.detector.log_odds(totals, counts) > 0)
+            mine = self.people.setdefault(str(table.meta["subject"][0]), dict.fromkeys(self.detector.models, (0.0, 0)))
+            mine |= {g: (mine[g][0] + float(v[0]), mine[g][1] + 1) for g, v in sums.items() if np.isfinite(v[0])}
+            return bool(self.detector.log_odds({g: t for g, (t, _) in mine.items()}, {g: n for g, (_, n) in mine.items()}) > 0)
