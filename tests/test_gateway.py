@@ -72,8 +72,10 @@ def test_same_bytes_whatever_the_order(folder, tmp_path):
     assert (tmp_path / "0.parquet").read_bytes() == (tmp_path / "1.parquet").read_bytes()
 
 
-def test_columns_missing_in_the_first_rows_arrive_as_strings(folder):
-    sequence, _ = questions(folder / "test.csv")[0]
+def test_columns_missing_in_the_first_rows_arrive_as_strings(folder, tmp_path):
+    rows = pl.read_csv(folder / "test.csv")
+    rows.sort(pl.col("tof_1_v0").is_null(), descending=True, maintain_order=True).write_csv(tmp_path / "test.csv")
+    sequence, _ = questions(tmp_path / "test.csv", folder / "test_demographics.csv")[0]
     assert sequence["thm_1"].dtype == pl.String and sequence["tof_1_v0"].null_count() == len(sequence) and sequence["acc_x"].dtype == pl.Float64
 
 

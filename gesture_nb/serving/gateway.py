@@ -7,7 +7,7 @@ __all__ = ['COMPETITION', 'frame_library', 'read_frame', 'Questions', 'questions
            'write_submission', 'check_submission', 'Listener', 'listen', 'competition_folders', 'find_server',
            'named_predict', 'competition_server']
 
-# %% ../../nbs/61_serving.gateway.ipynb #1b889e0f
+# %% ../../nbs/61_serving.gateway.ipynb #a01c7e08
 import importlib
 import os
 import sys
@@ -23,7 +23,7 @@ from ..data.sequences import SequenceTable, sequence_of_row
 from ..progress import Quiet
 from ..schema import DEMOGRAPHICS, GESTURES, LABEL_COLUMNS, TEST_COLUMNS
 
-# %% ../../nbs/61_serving.gateway.ipynb #5caf9e9b
+# %% ../../nbs/61_serving.gateway.ipynb #06f1e02a
 def frame_library(reporter=None):
     "Polars, or pandas if there is no Polars."
     try: return importlib.import_module("polars")
@@ -31,7 +31,7 @@ def frame_library(reporter=None):
         (reporter or Quiet()).say("Polars is not installed: sequences are handed over as pandas frames here; the competition's gateway uses Polars (pip install polars).")
         return importlib.import_module("pandas")
 
-# %% ../../nbs/61_serving.gateway.ipynb #75fe1bf6
+# %% ../../nbs/61_serving.gateway.ipynb #20ae98a7
 def read_frame(path, library):
     "A CSV file as a frame whose types are inferred from the first 100 rows."
     path = Path(path)
@@ -40,7 +40,7 @@ def read_frame(path, library):
     try: return library.read_csv(path, **short)
     except Exception as e: raise UserError(f"{path} cannot be read as CSV ({str(e).splitlines()[0][:200]}). Check the file, or write it again.") from None
 
-# %% ../../nbs/61_serving.gateway.ipynb #939dfc5f
+# %% ../../nbs/61_serving.gateway.ipynb #80b4014a
 @dataclass(frozen=True)
 class Questions:
     "Rows of all sequences, one sequence after the other, and the demographics of their people."
@@ -55,7 +55,7 @@ class Questions:
         "(sequence, demographics) as `predict` gets them."
         return self.rows[int(self.starts[i]):int(self.starts[i + 1])], self.people[int(self.person[i]):int(self.person[i]) + 1]
 
-# %% ../../nbs/61_serving.gateway.ipynb #33079beb
+# %% ../../nbs/61_serving.gateway.ipynb #df9fba57
 def _runs(frame, where):
     "`frame` with the rows of each sequence together and in order, and the boundaries."
     name = frame["sequence_id"].to_numpy().astype(str)
@@ -65,7 +65,7 @@ def _runs(frame, where):
     if (order != np.arange(len(name))).any(): frame = frame[order] if hasattr(frame, "with_columns") else frame.iloc[order].reset_index(drop=True)
     return frame, np.append(np.flatnonzero(np.diff(first[code][order], prepend=-1)), len(name)), name[order]
 
-# %% ../../nbs/61_serving.gateway.ipynb #ce7b0edb
+# %% ../../nbs/61_serving.gateway.ipynb #a73912aa
 def _check_columns(columns, wanted, where, exactly):
     "Refuses a frame that lacks columns; or has others, if it must have exactly these."
     lost = [c for c in wanted if c not in columns]
@@ -86,7 +86,7 @@ def _questions(rows, people, where: tuple, exactly: bool = False) -> Questions:
         if k not in place: raise UserError(f"{where[1]} has no row for subject {k}.")
     return Questions(rows, starts, name[starts[:-1]], people, np.array([place[k] for k in owner[starts[:-1]]]))
 
-# %% ../../nbs/61_serving.gateway.ipynb #23987ae4
+# %% ../../nbs/61_serving.gateway.ipynb #cfbd40aa
 def _as_frames(t: SequenceTable, library):
     "(rows, people) of a table."
     s = sequence_of_row(t.offsets); row = np.arange(t.rows) - t.offsets[s]
@@ -97,7 +97,7 @@ def _as_frames(t: SequenceTable, library):
     rows, people = library.DataFrame(columns), library.DataFrame({k: t.meta[k][first] for k in DEMOGRAPHICS if k in t.meta})
     return (rows.fill_nan(None) if hasattr(rows, "fill_nan") else rows), people
 
-# %% ../../nbs/61_serving.gateway.ipynb #823faff1
+# %% ../../nbs/61_serving.gateway.ipynb #10df77ea
 def questions(
     test,               # test.csv, a frame like it, or a `SequenceTable`
     demographics=None,  # its demographics: a file or a frame; default: the file beside `test`, or what the table knows
@@ -109,11 +109,12 @@ def questions(
     if isinstance(test, SequenceTable): return _questions(*_as_frames(test, library), ("the table", "the table"))
     is_file = isinstance(test, (str, Path))
     if demographics is None and is_file: demographics = Path(test).with_name(Path(test).stem + "_demographics.csv")
+    if is_file: (reporter or Quiet()).say(f"Reading {Path(test).name}")
     load = lambda x: read_frame(x, library) if isinstance(x, (str, Path)) else x
     where = [Path(x).name if isinstance(x, (str, Path)) else f"the frame of {what}" for x, what in ((test, "rows"), (demographics, "demographics"))]
     return _questions(load(test), load(demographics), tuple(where), is_file and set(labels) == set(GESTURES))
 
-# %% ../../nbs/61_serving.gateway.ipynb #2095b693
+# %% ../../nbs/61_serving.gateway.ipynb #396a8600
 def checked(answer, labels, sequence_id) -> str:
     "The answer as a plain string, or a `UserError` naming the sequence."
     if not isinstance(answer, str): raise UserError(f"predict answered {answer!r:.80} ({type(answer).__name__}) for sequence {sequence_id}, but the gateway takes only strings: the submission ends here.")
@@ -126,7 +127,7 @@ def _ask(predict, q: Questions, i: int, labels) -> str:
     except Exception as e: raise UserError(f"predict failed on sequence {q.sequence_id[i]} ({type(e).__name__}: {e}): the submission ends here.") from e
     return checked(answer, labels, q.sequence_id[i])
 
-# %% ../../nbs/61_serving.gateway.ipynb #f2d762af
+# %% ../../nbs/61_serving.gateway.ipynb #820908b6
 def in_thread(work):
     "The result of `work(stopped)`, run in a thread of its own; `stopped()` tells it that the main thread was interrupted."
     box, stop = {}, threading.Event()
@@ -140,7 +141,7 @@ def in_thread(work):
     if "error" in box: raise box["error"]
     return box["result"]
 
-# %% ../../nbs/61_serving.gateway.ipynb #834668ef
+# %% ../../nbs/61_serving.gateway.ipynb #066631c6
 def local_gateway(
     predict,                     # `predict(sequence, demographics) -> str`
     test,                        # test.csv, a frame, or a `SequenceTable`
@@ -163,7 +164,7 @@ def local_gateway(
     write_submission(out, q.sequence_id, answers)
     return {"sequence_id": q.sequence_id, "gesture": answers.astype(str)}
 
-# %% ../../nbs/61_serving.gateway.ipynb #f0fbcb6b
+# %% ../../nbs/61_serving.gateway.ipynb #b54bafd5
 def write_submission(path, sequence_id, gesture) -> None:
     "Writes `sequence_id, gesture` as Parquet, atomically."
     import pyarrow as pa
@@ -180,7 +181,7 @@ def check_submission(path, sequence_id, labels=GESTURES) -> dict:
     for i in np.flatnonzero(~np.isin(found["gesture"], list(labels)))[:1]: raise UserError(f"{path} answers sequence {found['sequence_id'][i]} with '{found['gesture'][i]}', which is no label.")
     return found
 
-# %% ../../nbs/61_serving.gateway.ipynb #612dcf1e
+# %% ../../nbs/61_serving.gateway.ipynb #a00d5348
 class Listener:
     "Loads once, at the first question; then answers, whatever happens."
     def __init__(self, load, labels, fallback, reporter):
@@ -209,7 +210,7 @@ class Listener:
              f"{type(e).__name__}: {e}", level="error", failed=self.failed, asked=self.asked)
         return self.fallback
 
-# %% ../../nbs/61_serving.gateway.ipynb #61f4cef5
+# %% ../../nbs/61_serving.gateway.ipynb #960e314b
 def listen(
     load,            # no arguments → `predictor(sequence, demographics) -> str`
     labels=GESTURES, # what may be answered
@@ -224,7 +225,7 @@ def listen(
     predict.listener = listener
     return predict
 
-# %% ../../nbs/61_serving.gateway.ipynb #33d8085c
+# %% ../../nbs/61_serving.gateway.ipynb #5cac7ab4
 COMPETITION = "cmi-detect-behavior-with-sensor-data"
 
 def competition_folders(data_folder=None, environ: dict = None) -> list:
@@ -233,7 +234,7 @@ def competition_folders(data_folder=None, environ: dict = None) -> list:
     places = ([] if data_folder is None else [Path(data_folder)]) + [root / COMPETITION, root / "competitions" / COMPETITION]
     return [p for p in places if p.is_dir()]
 
-# %% ../../nbs/61_serving.gateway.ipynb #5da0a75d
+# %% ../../nbs/61_serving.gateway.ipynb #29b327fb
 def find_server(data_folder=None, environ: dict = None):
     "The competition's class `CMIInferenceServer`, or None where its package is neither importable nor beside the data."
     def get():
@@ -252,7 +253,7 @@ def named_predict(f):
     def predict(sequence, demographics): return f(sequence, demographics)
     return predict
 
-# %% ../../nbs/61_serving.gateway.ipynb #7631d31f
+# %% ../../nbs/61_serving.gateway.ipynb #b74c53f7
 def competition_server(
     predict,                   # `predict(sequence, demographics) -> str`, best from `listen`
     data_folder=None,          # where test.csv lies; default: the places on Kaggle
@@ -271,7 +272,7 @@ def competition_server(
         return server(named_predict(predict)).serve()
     return _local(predict, server, data_folder, labels, out, seed, environ, reporter)
 
-# %% ../../nbs/61_serving.gateway.ipynb #4e3beaa1
+# %% ../../nbs/61_serving.gateway.ipynb #da00a8ab
 def _local(predict, server, data_folder, labels, out, seed, environ, reporter):
     "The public test file, through the competition's gateway if there is one."
     paths = [(p / "test.csv", p / "test_demographics.csv") for p in competition_folders(data_folder, environ) if (p / "test.csv").is_file()]
