@@ -61,8 +61,9 @@ class Quiet:
     def end_epoch(self, **_): pass
 
 
-def trained(batch, epochs=3, reporter=None, checkpoint=None, preset=SMALL, seed=1, **settings):
+def trained(batch, epochs=3, reporter=None, checkpoint=None, preset=SMALL, seed=1, save_every=300.0, **settings):
     m = TorchMember(Settings(epochs=epochs, batch_size=16, **settings), seed, 0, preset)
+    m.save_every = save_every
     more = {"checkpoint": checkpoint} if checkpoint else {}
     m.fit(batch, reporter=reporter or Quiet(), **more)
     return m
@@ -147,6 +148,19 @@ def test_killed_and_resumed_is_the_same_to_the_last_bit(tmp_path):
     assert FolderCheckpoint(tmp_path / "cut/checkpoint").load()[1]["history"]["loss"].__len__() == 2
     assert run("cut", 0, 0, 0) == 0
     for name in ("weights.safetensors", "model.json"): assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_resumes_inside_an_epoch(tmp_path):
+    b, c = problem(), FolderCheckpoint(tmp_path)
+    class Stop(Exception): pass
+    def stop(epoch, step):
+        if (epoch, step) == (2, 4): raise Stop
+    with pytest.raises(Stop): trained(b, reporter=Quiet(stop), checkpoint=c, save_every=0.0)
+    assert c.load()[1]["inside"][0] == 3
+    rest = Quiet()
+    m = trained(b, reporter=rest, checkpoint=c)
+    whole = Quiet()
+    assert weights(m) == weights(trained(b, reporter=whole)) and rest.losses == whole.losses[-len(rest.losses):] and len(rest.losses) == 5
 
 
 def test_recipe_tells_what_changes_the_schedule():

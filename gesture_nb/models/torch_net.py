@@ -6,11 +6,11 @@
 __all__ = ['FAST', 'FULL', 'PRESETS', 'Preset', 'schedule_of', 'Shape', 'stems_of', 'stride_of', 'conv', 'SqueezeExcite',
            'Residual', 'GridStem', 'Pool', 'GestureNet', 'measure', 'class_weights', 'soft_loss', 'total_loss',
            'step_seed', 'repeatable', 'Trainer', 'half_of', 'arrays_of', 'pack', 'unpack', 'to', 'best_device',
-           'TorchMember', 'preset_from', 'fit_net', 'run_epochs', 'one_epoch']
+           'TorchMember', 'preset_from', 'fit_net', 'run_epochs', 'one_epoch', 'loss_of']
 
-# %% ../../nbs/42_models.torch_net.ipynb #f8ee3056
+# %% ../../nbs/42_models.torch_net.ipynb #79a013eb
 import math
-import zlib
+import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..data.loaders import SequenceDataset, View, choose_view, end_workers, gath
 from ..features.augment import Augment, augment, soft_labels
 from .member import Batch, NoCheckpoint
 
-# %% ../../nbs/42_models.torch_net.ipynb #eb90950a
+# %% ../../nbs/42_models.torch_net.ipynb #fd160a35
 @dataclass(frozen=True)
 class Preset:
     "How large the net is, and how it learns."
@@ -37,8 +37,8 @@ class Preset:
     steps: int = 64                  # time steps after the stems, about
     stem: int = 24                   # channels of each group's stem
     dropout: float = 0.3             # before the last layer
-    samples: int = 60_000            # sequences seen in training, all epochs together
-    epochs: tuple = (12, 60)         # … but so many epochs at least and at most
+    epochs: int = 24                 # passes over the training set
+    samples: tuple = (24_000, 240_000)  # … but so many sequences at least and at most, all passes together
     batch_size: int = 64             # at most; small sets take smaller batches
     lr: float = 3e-3                 # the highest of the schedule
     weight_decay: float = 0.05
@@ -51,10 +51,10 @@ class Preset:
     augment: Augment = Augment()
 
 FAST = Preset()
-FULL = Preset(widths=(96, 160, 224), blocks=2, stem=32, samples=1_000_000, epochs=(60, 150), batch_size=128, ema=0.999)
+FULL = Preset(widths=(96, 160, 224), blocks=2, stem=32, epochs=100, samples=(200_000, 4_000_000), batch_size=128, ema=0.999)
 PRESETS = {"fast": FAST, "full": FULL}
 
-# %% ../../nbs/42_models.torch_net.ipynb #9acaa119
+# %% ../../nbs/42_models.torch_net.ipynb #9c72fcb0
 def schedule_of(
     preset: Preset,
     settings: Settings,  # its `epochs` and `batch_size` come first
@@ -62,11 +62,11 @@ def schedule_of(
 ) -> dict:
     "How many epochs of how many steps of how many sequences."
     size = settings.batch_size or min(preset.batch_size, max(16, 1 << int(math.log2(max(n / 24, 1)))))
-    epochs = settings.epochs or int(np.clip(round(preset.samples / n), *preset.epochs))
+    epochs = settings.epochs or int(np.clip(np.clip(preset.epochs, *(round(s / n) for s in preset.samples)), preset.epochs // 3, preset.epochs * 3))
     steps = max(1, -(-n // size))
     return {"epochs": epochs, "batch_size": size, "steps": steps, "total_steps": epochs * steps}
 
-# %% ../../nbs/42_models.torch_net.ipynb #da9d9062
+# %% ../../nbs/42_models.torch_net.ipynb #4102dfde
 @dataclass(frozen=True)
 class Shape:
     "What a net was built for."
@@ -78,19 +78,19 @@ class Shape:
     grids: int = 0       # ToF sensors with grids
     aux: dict = field(default_factory=dict)   # extra head → number of its labels
 
-# %% ../../nbs/42_models.torch_net.ipynb #e74f2672
+# %% ../../nbs/42_models.torch_net.ipynb #fd9b2c63
 def stems_of(shape: Shape) -> dict:
     "Stem → (positions of its features, positions of the flags of which one must be set); each ToF sensor has its own stem."
     heads = [n.split("_")[0] if n.startswith("tof.") else n.split(".")[0] for n in shape.names]
     flags = {h: [i for i, k in enumerate(shape.flags) if k == "has_" + h.replace(".", "_") or k.startswith(f"has_{h}_")] for h in dict.fromkeys(heads)}
     return {h: (np.flatnonzero([x == h for x in heads]).tolist(), flags[h]) for h in flags}
 
-# %% ../../nbs/42_models.torch_net.ipynb #52ce80a4
+# %% ../../nbs/42_models.torch_net.ipynb #01c3d784
 def stride_of(shape: Shape, preset: Preset) -> int:
     "Steps of the input for one step after the stems: a power of two."
     return 1 << max(0, round(math.log2(shape.length / preset.steps)))
 
-# %% ../../nbs/42_models.torch_net.ipynb #0c377baf
+# %% ../../nbs/42_models.torch_net.ipynb #630312fa
 def conv(a: int, b: int, kernel: int, stride: int = 1) -> nn.Sequential:
     "Convolution that keeps the length (or divides it by `stride`), normalised and rectified."
     return nn.Sequential(nn.Conv1d(a, b, kernel, stride, kernel // 2, bias=False), nn.BatchNorm1d(b), nn.SiLU())
@@ -102,7 +102,7 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Sequential(nn.Linear(width, width // 4), nn.SiLU(), nn.Linear(width // 4, width), nn.Sigmoid())
     def forward(self, x, mask): return x * self.gate((x * mask).sum(2) / mask.sum(2).clamp(min=1))[:, :, None]
 
-# %% ../../nbs/42_models.torch_net.ipynb #a10b95b4
+# %% ../../nbs/42_models.torch_net.ipynb #e3453fc2
 class Residual(nn.Module):
     "Two convolutions and a squeeze-excite beside a shortcut; halves the time steps if `stride` is 2."
     def __init__(self, a: int, b: int, kernel: int, stride: int = 1):
@@ -117,7 +117,7 @@ class Residual(nn.Module):
         mask = mask[:, :, ::self.stride]
         return F.silu(self.excite(self.body(x), mask) + self.skip(short)) * mask, mask
 
-# %% ../../nbs/42_models.torch_net.ipynb #96b15953
+# %% ../../nbs/42_models.torch_net.ipynb #c9fc0098
 class GridStem(nn.Module):
     "A 2-D convolution over frames of each ToF sensor: `[B, L, S, 8, 8]` → `[B, width, L/stride]`."
     def __init__(self, sensors: int, width: int, stride: int):
@@ -131,7 +131,7 @@ class GridStem(nn.Module):
         near = torch.where(g < 0, torch.zeros_like(g), 1 - g.clamp(max=255) / 255) * present[:, None, :, None, None]
         return self.join(self.look(near.flatten(0, 1)).reshape(*g.shape[:2], -1).transpose(1, 2))
 
-# %% ../../nbs/42_models.torch_net.ipynb #3c4ee472
+# %% ../../nbs/42_models.torch_net.ipynb #2c2c0b67
 class Pool(nn.Module):
     "`[B, C, L]` → `[B, 3C]`: attended mean, mean and maximum over real steps."
     def __init__(self, width: int):
@@ -141,7 +141,7 @@ class Pool(nn.Module):
         share = self.score(x).float().masked_fill(mask == 0, -1e4).softmax(2).to(x.dtype)
         return torch.cat([(x * share).sum(2), (x * mask).sum(2) / mask.sum(2).clamp(min=1), x.masked_fill(mask == 0, -1e4).amax(2)], 1)
 
-# %% ../../nbs/42_models.torch_net.ipynb #11db6866
+# %% ../../nbs/42_models.torch_net.ipynb #ab96a903
 class GestureNet(nn.Module):
     "Stems, stages, pooling and heads."
     def __init__(self, shape: Shape, preset: Preset):
@@ -175,7 +175,7 @@ class GestureNet(nn.Module):
         x = torch.cat([self.drop(self.pool(x, mask)), flags], 1)
         return {k: head(x) for k, head in self.heads.items()}
 
-# %% ../../nbs/42_models.torch_net.ipynb #7b000b37
+# %% ../../nbs/42_models.torch_net.ipynb #e3ff3e0b
 def measure(frames: FrameFeatures, index, shape: Shape) -> tuple:
     "(mean, 1/deviation) float32 of each feature over the sequences `index` in which its sensor is present."
     total, count = np.zeros((2, len(shape.names))), np.zeros(len(shape.names))
@@ -190,7 +190,7 @@ def measure(frames: FrameFeatures, index, shape: Shape) -> tuple:
     mean, square = total / np.maximum(count, 1)
     return mean.astype(np.float32), (1 / np.sqrt(np.maximum(square - mean**2, 1e-8))).astype(np.float32)
 
-# %% ../../nbs/42_models.torch_net.ipynb #d728107f
+# %% ../../nbs/42_models.torch_net.ipynb #14d3955c
 def class_weights(y, n: int, balance: float) -> torch.Tensor:
     "float32 `[n]` with a mean of 1 over the sequences."
     count = np.maximum(np.bincount(y, minlength=n), 1)
@@ -203,7 +203,7 @@ def soft_loss(logits, target, weights, smoothing: float):
     target = target * (1 - smoothing) + smoothing / target.shape[1]
     return -(weight * (target * logits.float().log_softmax(1)).sum(1)).sum() / weight.sum()
 
-# %% ../../nbs/42_models.torch_net.ipynb #0022ada0
+# %% ../../nbs/42_models.torch_net.ipynb #149ce0f6
 def total_loss(out: dict, batch: dict, weights, preset: Preset):
     "Loss of the main head and, where they know something, of the extra heads; a mixed sequence answers for both its parts."
     loss = soft_loss(out["y"], batch["y"], weights, preset.smoothing)
@@ -213,7 +213,7 @@ def total_loss(out: dict, batch: dict, weights, preset: Preset):
             if known.any(): loss = loss + preset.aux_weight * (share * known * F.cross_entropy(out[k].float(), label.clamp(min=0), reduction="none")).mean()
     return loss
 
-# %% ../../nbs/42_models.torch_net.ipynb #e06a61e1
+# %% ../../nbs/42_models.torch_net.ipynb #846a7f18
 def step_seed(*parts) -> int:
     "A seed for these whole numbers."
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
@@ -231,11 +231,12 @@ def repeatable(seed: int):
             torch.use_deterministic_algorithms(was[0], warn_only=was[1])
             torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = was[2:]
 
-# %% ../../nbs/42_models.torch_net.ipynb #6d0a43a9
+# %% ../../nbs/42_models.torch_net.ipynb #485e89fb
 class Trainer:
     "What changes from step to step."
     def __init__(self, net: nn.Module, preset: Preset, total_steps: int):
         self.net, self.preset, self.total, self.done = net, preset, total_steps, 0
+        self.inside = [0, 0.0]     # steps of the current epoch that are done, and the sum of their losses
         self.ema = {k: v.clone() for k, v in net.state_dict().items()}
         self.current, self.averages = ([s[k] for k, v in self.ema.items() if v.is_floating_point()] for s in (net.state_dict(), self.ema))
         decay = [p for p in net.parameters() if p.ndim > 1]
@@ -260,7 +261,7 @@ class Trainer:
         keep = min(self.preset.ema, self.done / (self.done + 10))
         with torch.no_grad(): torch._foreach_lerp_(self.averages, self.current, 1 - keep)
 
-# %% ../../nbs/42_models.torch_net.ipynb #99ab1f74
+# %% ../../nbs/42_models.torch_net.ipynb #0511303b
 def half_of(net) -> torch.dtype:
     "The short float type to compute in: bfloat16 or float16 on CUDA, none elsewhere."
     if next(net.parameters()).device.type != "cuda": return None
@@ -272,9 +273,9 @@ def pack(t: Trainer) -> tuple:
     "(arrays, facts) of a trainer."
     moments = {f"{i}.{k}": v for i, s in t.optimizer.state_dict()["state"].items() for k, v in s.items()}
     arrays = {k: v.copy() for part in (arrays_of(t.net.state_dict(), "net."), arrays_of(t.ema, "ema."), arrays_of(moments, "opt.")) for k, v in part.items()}
-    return arrays, {"done": t.done, "total_steps": t.total, "scaler": t.scaler.state_dict()}
+    return arrays, {"done": t.done, "total_steps": t.total, "inside": list(t.inside), "scaler": t.scaler.state_dict()}
 
-# %% ../../nbs/42_models.torch_net.ipynb #f0595732
+# %% ../../nbs/42_models.torch_net.ipynb #dfaf944e
 def unpack(t: Trainer, arrays: dict, facts: dict) -> None:
     "Puts a trainer where another one was; the schedule is laid out again, from the step that is due."
     part = lambda prefix: {k[len(prefix):]: torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)}
@@ -284,17 +285,18 @@ def unpack(t: Trainer, arrays: dict, facts: dict) -> None:
     for k, v in part("opt.").items(): state.setdefault(int(k.split(".")[0]), {})[k.split(".")[1]] = v
     t.optimizer.load_state_dict({"state": state, "param_groups": t.optimizer.state_dict()["param_groups"]})
     t.scaler.load_state_dict(facts["scaler"])
-    t.done, t.schedule = facts["done"], t._schedule(facts["done"] - 1)
+    t.done, t.inside, t.schedule = facts["done"], list(facts["inside"]), t._schedule(facts["done"] - 1)
 
-# %% ../../nbs/42_models.torch_net.ipynb #8bc8c0fb
+# %% ../../nbs/42_models.torch_net.ipynb #031f4771
 def to(batch: dict, device) -> dict: return {k: torch.as_tensor(v).to(device, non_blocking=True) for k, v in batch.items()}
 
 def best_device() -> torch.device: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../../nbs/42_models.torch_net.ipynb #e7f71afb
+# %% ../../nbs/42_models.torch_net.ipynb #a1a504b4
 class TorchMember:
     "The convolutional net behind the interface of all members."
     name = "torch"
+    save_every = 300.0   # seconds between checkpoints inside a long epoch
     def __init__(self, settings: Settings, seed: int = 0, fold: int = 0, preset: Preset = None):
         self.settings, self.seed, self.fold = settings, seed, fold
         self.preset = preset or PRESETS[settings.preset]
@@ -339,7 +341,7 @@ class TorchMember:
         m.net.load_state_dict({k: torch.from_numpy(v) for k, v in read_arrays(Path(folder) / "weights.safetensors").items()})
         return m
 
-# %% ../../nbs/42_models.torch_net.ipynb #ba820fee
+# %% ../../nbs/42_models.torch_net.ipynb #497dea69
 def preset_from(facts: dict) -> Preset:
     "A preset from its JSON form."
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
@@ -347,7 +349,7 @@ def preset_from(facts: dict) -> Preset:
 
 assert preset_from(asdict(FULL)) == FULL
 
-# %% ../../nbs/42_models.torch_net.ipynb #41724656
+# %% ../../nbs/42_models.torch_net.ipynb #4bc2f278
 def fit_net(m: TorchMember, train: Batch, reporter, checkpoint) -> dict:
     "Trains the member's net; continues from a checkpoint if there is one."
     plan = schedule_of(m.preset, m.settings, len(train))
@@ -364,15 +366,18 @@ def fit_net(m: TorchMember, train: Batch, reporter, checkpoint) -> dict:
     m.net = net
     return {"epochs": plan["epochs"], "batch_size": plan["batch_size"], **history}
 
-# %% ../../nbs/42_models.torch_net.ipynb #04b5ab6f
+# %% ../../nbs/42_models.torch_net.ipynb #59de5101
 def run_epochs(m, trainer, data, plan, weights, history, reporter, checkpoint) -> None:
     "All epochs that are still to do."
     workers = min(m.settings.dl_num_workers, plan["steps"])
     method = safe_start_method(m.settings.dl_start_method, reporter.say) if workers else "spawn"
     weights, loader, net = weights.to(m.device), [], torch.compile(trainer.net) if m.preset.compile else trainer.net
+    def keep():
+        arrays, facts = pack(trainer)
+        checkpoint.save(arrays, facts | {"history": history})
     def attempt(workers):
         if not loader: loader.append(make_loader(data, plan["batch_size"], True, step_seed(m.seed, m.fold), workers, method))
-        return one_epoch(m, net, trainer, loader[0], epoch, weights, t)
+        return one_epoch(m, net, trainer, loader[0], epoch, weights, t, keep)
     try:
         with reporter.training("Torch", fold=m.fold + 1, epochs=plan["epochs"], steps=plan["steps"]) as t:
             for epoch in range(len(history["loss"]), plan["epochs"]):
@@ -383,28 +388,31 @@ def run_epochs(m, trainer, data, plan, weights, history, reporter, checkpoint) -
                 t.start_epoch(epoch + 1)
                 loss, workers = with_fewer_workers(attempt, restore, workers, reporter.say)
                 history["loss"].append(loss); history["lr"].append(trainer.lr)
-                arrays, facts = pack(trainer)
-                checkpoint.save(arrays, facts | {"history": history})
+                keep()
                 t.end_epoch(loss=loss)
     finally:
         for x in loader: end_workers(x)
 
-# %% ../../nbs/42_models.torch_net.ipynb #3df2e053
-def one_epoch(m, net, trainer, loader, epoch: int, weights, t) -> float:
+# %% ../../nbs/42_models.torch_net.ipynb #d27efe35
+def one_epoch(m, net, trainer, loader, epoch: int, weights, t, keep) -> float:
     "Mean loss of one pass over the loader."
-    loader.sampler.set_epoch(epoch)
-    total, half = 0.0, half_of(trainer.net)
-    recipe = replace(m.preset.augment, names=m.shape.names, flags=m.shape.flags)
+    loader.sampler.set_epoch(epoch, trainer.inside[0])
+    recipe, saved = replace(m.preset.augment, names=m.shape.names, flags=m.shape.flags), time.monotonic()
     net.train()
-    for step, batch in enumerate(loader):
-        seed = step_seed(m.seed, m.fold, epoch, step)
-        torch.manual_seed(seed)
-        batch = to(batch, m.device)
-        batch["y"] = soft_labels(batch["y"], len(m.shape.classes))
-        batch = augment(batch, recipe, torch.Generator().manual_seed(seed))
-        with torch.autocast(m.device.type, half, enabled=half is not None): loss = total_loss(net(batch), batch, weights, m.preset)
-        lr, value = trainer.lr, float(loss.detach())
+    for batch in loader:
+        seed = step_seed(m.seed, m.fold, epoch, trainer.inside[0])
+        loss, lr = loss_of(m, net, to(batch, m.device), recipe, seed, weights), trainer.lr
         trainer.step(loss)
-        total += value
+        value = float(loss.detach())
+        trainer.inside = [trainer.inside[0] + 1, trainer.inside[1] + value]
         t.step(value, lr)
+        if time.monotonic() - saved > m.save_every: keep(); saved = time.monotonic()
+    total, trainer.inside = trainer.inside[1], [0, 0.0]
     return total / len(loader)
+
+def loss_of(m, net, batch: dict, recipe: Augment, seed: int, weights):
+    "The loss of one augmented batch."
+    torch.manual_seed(seed)
+    batch = augment(batch | {"y": soft_labels(batch["y"], len(m.shape.classes))}, recipe, torch.Generator().manual_seed(seed))
+    half = half_of(net)
+    with torch.autocast(m.device.type, half, enabled=half is not None): return total_loss(net(batch), batch, weights, m.preset)
