@@ -44,8 +44,10 @@ def log_of(folder):
     return [json.loads(s) for s in (folder / "logs" / "run.jsonl").read_text().splitlines()]
 
 
-def python(code, **popen):
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+def python(code, env=None, **popen):
+    """A Python that buffers its output as it does by default."""
+    env = {k: v for k, v in (os.environ | (env or {})).items() if k != "PYTHONUNBUFFERED"}
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
 
 
 # ------------------------------------------------------------------ lines
@@ -153,7 +155,7 @@ def test_a_reader_that_leaves_does_not_stop_the_run(tmp_path):
 
 
 def test_a_terminal_without_the_letters_gets_question_marks():
-    p = python("from gesture_nb.progress import *; Reporter().say('40 °C …')", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    p = python("from gesture_nb.progress import *; Reporter().say('40 °C …')", env={"PYTHONIOENCODING": "ascii"})
     assert p.communicate(timeout=60) == ("40 ?C ?\n", "")
 
 
@@ -279,6 +281,27 @@ def test_workers_are_mute_and_never_hang(tmp_path, method):
     assert p.stdout.count("\n") == sum("text" in e for e in events)
 
 
+FORKS = """
+import os, signal
+from gesture_nb.progress import Reporter
+from gesture_nb.config import read_settings
+with Reporter(read_settings({'HEARTBEAT_SECONDS': '0.001'})) as r:
+    r.patience = 0  # the heart races
+    for i in range(200):
+        child = os.fork()
+        if not child: signal.alarm(5); print('child', flush=True); os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, 'a child inherited a locked stdout'
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_never_inherits_a_locked_stdout():
+    p = python(FORKS)
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 0, err
+    assert out.count("child") == 200
+
+
 def test_two_processes_share_a_log(tmp_path):
     code = f"from gesture_nb.progress import *; r = Reporter(folder={str(tmp_path)!r})\nfor i in range(500): r.event('tick', i=i, pad='x' * 300)"
     both = [python(code), python(code)]
@@ -370,7 +393,16 @@ def test_an_error_leaves_its_traceback_once_and_goes_on(tmp_path):
 
 
 def test_threads_may_speak_together():
-    keep = Keep()
+    class Alone(Keep):
+        inside = clashes = 0
+
+        def take(self, event):
+            self.clashes += self.inside
+            self.inside = 1
+            time.sleep(0.0005)
+            super().take(event)
+            self.inside = 0
+    keep = Alone()
     r = Reporter(with_settings(Settings(), print_every_steps=1), sinks=[keep])
 
     def train(fold):
@@ -385,6 +417,7 @@ def test_threads_may_speak_together():
         t.join()
     for fold in (1, 2, 3):
         assert [e["step"] for e in keep.events if e["kind"] == "step" and e["fold"] == fold] == list(range(1, 201))
+    assert keep.clashes == 0
 
 
 def test_quiet_is_quiet(capsys):
