@@ -6,7 +6,7 @@
 __all__ = ['meant', 'need_columns', 'check_header', 'csv_trouble', 'csv_batches', 'BrokenFile', 'open_parquet', 'parquet_batches',
            'opened', 'batches_of', 'table_of', 'read_tidy']
 
-# %% ../../nbs/12_data.files.ipynb #918c7f2b
+# %% ../../nbs/12_data.files.ipynb #65c506a5
 import csv
 import gzip
 import re
@@ -20,7 +20,7 @@ from .columns import IDS, LARGEST, Place, assemble, floats
 from .sequences import SequenceTable
 from ..schema import ACC, CHANNELS, DEMOGRAPHICS, GROUPS, TOF
 
-# %% ../../nbs/12_data.files.ipynb #1a58218f
+# %% ../../nbs/12_data.files.ipynb #537c03be
 _SLIP = re.compile(r"(acc|accel|accelerometer|acceleration|gyr|gyro|gyroscope|rot|rotation|quat|quaternion|thm|thermopile|tof)[^a-z0-9]*(\d?)[^a-z0-9]*(v?\d*|[wxyz])$")
 _SHORT = {"q": "rot", "r": "rot", "g": "gyr", "a": "acc", "th": "thm", "to": "tof"}
 
@@ -32,7 +32,7 @@ def meant(name: str):
     near = "_".join(p for p in (head, m[2], m[3]) if p)
     return near if near in CHANNELS and near != name else None
 
-# %% ../../nbs/12_data.files.ipynb #30a85308
+# %% ../../nbs/12_data.files.ipynb #7dc0355a
 def need_columns(place: Place, columns, wanted) -> None:
     "Refuses a header that lacks one of the columns `wanted`."
     lost = [c for c in wanted if c not in columns]
@@ -56,7 +56,7 @@ def check_header(place: Place, columns) -> list:
         if set(whole) & set(channels): need_columns(place, columns, whole)
     return channels
 
-# %% ../../nbs/12_data.files.ipynb #8ac6ce14
+# %% ../../nbs/12_data.files.ipynb #2f141e37
 def _text(path: Path):
     "A CSV file as text; bytes that are no UTF-8 become lone surrogates."
     return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -78,7 +78,7 @@ def _header(path: Path) -> list:
     if any("\udc80" <= ch <= "\udcff" for ch in "".join(header)): raise place.error("the header is no UTF-8 text", -1, todo="Save the file as CSV in UTF-8.")
     return header
 
-# %% ../../nbs/12_data.files.ipynb #6bd009b2
+# %% ../../nbs/12_data.files.ipynb #09f2b0aa
 def _first_bad(path: Path, header: list, k: int = None):
     "(line, column position or None, what is wrong) of the first bad line, looking for non-numbers in column `k` only."
     with _text(path) as f:
@@ -100,7 +100,7 @@ def csv_trouble(path: Path, header: list, e: Exception) -> UserError:
     said, _, todo = bad[2].partition(". ")
     return place.error(said, bad[0] - 2, None if bad[1] is None or bad[1] >= len(header) else header[bad[1]], todo + ".")
 
-# %% ../../nbs/12_data.files.ipynb #b47fae7e
+# %% ../../nbs/12_data.files.ipynb #d47dda34
 @contextmanager
 def _progress(reporter, title: str, total: float, unit: str):
     "Yields `advance(n)`."
@@ -123,42 +123,54 @@ def csv_batches(path: Path, header: list, channels, reporter=None):
                 if raw.tell() >> 20 > done: advance((raw.tell() >> 20) - done); done = raw.tell() >> 20
     except (pa.ArrowException, OSError) as e: raise csv_trouble(path, header, e) from None
 
-# %% ../../nbs/12_data.files.ipynb #df6151d1
+# %% ../../nbs/12_data.files.ipynb #2725d552
 class BrokenFile(UserError):
     "A file that cannot be read at all."
+
+@contextmanager
+def _unbroken(path: Path):
+    "Whatever goes wrong inside is the file's fault: damaged bytes can make PyArrow raise anything."
+    try: yield
+    except Exception as e:
+        raise BrokenFile(f"{path} cannot be read as a Parquet file ({(str(e) or type(e).__name__).splitlines()[0][:200]}): it is damaged, cut short, or of another kind. Write it again.") from None
 
 def open_parquet(path: Path):
     "An open Parquet file, its words kept as codes."
     import pyarrow as pa, pyarrow.parquet as pq
-    try:
+    with _unbroken(path):
         words = [f.name for f in pq.read_schema(path) if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
         return pq.ParquetFile(path, read_dictionary=words, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as e:
-        raise BrokenFile(f"{path} cannot be read as a Parquet file ({str(e).splitlines()[0][:200]}): it is damaged, cut short, or of another kind. Write it again.") from None
+
+def _parquet_header(place: Place) -> list:
+    "The names of its columns; lists and records are no use as cells."
+    import pyarrow as pa
+    with open_parquet(place.path) as file: fields = list(file.schema_arrow)
+    nested = {f.name for f in fields if pa.types.is_nested(f.type)}
+    for c in nested & {*IDS, "gesture", *CHANNELS}: raise place.error("it holds lists or records, not single values", column=c, todo="Write one value a row.")
+    return [f.name for f in fields if f.name not in nested]
 
 def parquet_batches(path: Path, reporter=None, rows: int = 1 << 16):
     "Record batches of a Parquet file; nested columns and row_id are left out."
     import pyarrow as pa
-    file = open_parquet(path)
-    columns = [f.name for f in file.schema_arrow if f.name != "row_id" and not pa.types.is_nested(f.type)]
-    try:
-        with file, _progress(reporter, f"Reading {path.name}", file.metadata.num_rows, "row") as advance:
-            for batch in file.iter_batches(rows, columns=columns): yield batch; advance(batch.num_rows)
-    except (pa.ArrowException, OSError) as e:
-        raise BrokenFile(f"{path} cannot be read as a Parquet file ({str(e).splitlines()[0][:200]}): it is damaged. Write it again.") from None
+    with open_parquet(path) as file, _progress(reporter, f"Reading {path.name}", file.metadata.num_rows, "row") as advance, _unbroken(path):
+        columns = [f.name for f in file.schema_arrow if f.name != "row_id" and not pa.types.is_nested(f.type)]
+        for batch in file.iter_batches(rows, columns=columns):
+            batch.validate(full=True)
+            yield batch
+            advance(batch.num_rows)
 
-# %% ../../nbs/12_data.files.ipynb #8ce2fcc7
+# %% ../../nbs/12_data.files.ipynb #ae28e5ee
 def opened(path: Path):
     "The `Place` and the header of a file."
     if not path.is_file(): raise UserError(f"There is no file {path}.")
     place = Place(path, path.suffix.lower() not in (".parquet", ".pq"))
-    return place, _header(path) if place.lines else open_parquet(path).schema_arrow.names
+    return place, _header(path) if place.lines else _parquet_header(place)
 
 def batches_of(place: Place, header: list, channels, reporter=None):
     "Record batches of a file, whatever its kind."
     return csv_batches(place.path, header, channels, reporter) if place.lines else parquet_batches(place.path, reporter)
 
-# %% ../../nbs/12_data.files.ipynb #02fca922
+# %% ../../nbs/12_data.files.ipynb #a6733c99
 def _readings(place: Place, batch, channels, row: int) -> np.ndarray:
     "float32 `[channels, rows]` of one batch that begins at data row `row`."
     x = np.empty((len(channels), batch.num_rows), np.float32)
@@ -192,7 +204,7 @@ def table_of(place: Place, batches, channels, rate_hz: float = float("nan")) -> 
     values, rest = _gather(place, batches, channels)
     return assemble(place, values, channels, rest, rate_hz)
 
-# %% ../../nbs/12_data.files.ipynb #652dc7ab
+# %% ../../nbs/12_data.files.ipynb #66bb5dcf
 _NUMBERS = (*DEMOGRAPHICS[1:], "fold")
 
 def _spelled_numbers(t: SequenceTable) -> SequenceTable:

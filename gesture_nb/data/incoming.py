@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['columns_of', 'demographics_of', 'finite', 'from_frame']
 
-# %% ../../nbs/12_data.incoming.ipynb #5b740c2d
+# %% ../../nbs/12_data.incoming.ipynb #5d06cc98
 import numpy as np
 
 from ..config import UserError
@@ -13,15 +13,14 @@ from .columns import LARGEST, codes_of, floats, floats64, rate_from_times, value
 from .sequences import SequenceTable, offsets_of
 from ..schema import ACC, CHANNELS, DEMOGRAPHICS
 
-# %% ../../nbs/12_data.incoming.ipynb #2bda177f
+# %% ../../nbs/12_data.incoming.ipynb #ca5d680f
 def _as_arrow(cells):
     "An Arrow array of whatever `cells` holds."
     import pyarrow as pa
     if isinstance(cells, (pa.Array, pa.ChunkedArray)): return cells
     if not hasattr(cells, "__len__") or isinstance(cells, (str, bytes)): cells = [cells]
-    if hasattr(cells, "to_arrow"): return cells.to_arrow()
-    try: return pa.array(cells, from_pandas=True)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError): return pa.array([None if c is None else str(c) for c in list(cells)])
+    try: return cells.to_arrow() if hasattr(cells, "to_arrow") else pa.array(cells, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError): return pa.array([None if c is None else str(c).encode("utf-8", "replace").decode() for c in list(cells)], pa.string())
 
 def columns_of(frame, wanted) -> dict:
     "Name → Arrow array of the `wanted` columns that `frame` has; of two columns of one name the first."
@@ -37,7 +36,7 @@ def columns_of(frame, wanted) -> dict:
     if len({len(a) for a in out.values()}) > 1: raise UserError(f"The columns of the frame differ in length: {', '.join(f'{c} {len(a)}' for c, a in list(out.items())[:6])}.")
     return out
 
-# %% ../../nbs/12_data.incoming.ipynb #687ee90d
+# %% ../../nbs/12_data.incoming.ipynb #20138386
 def demographics_of(
     frame,    # one row a subject, with any of `schema.DEMOGRAPHICS`; None: nothing is known
     subject,  # str [n]
@@ -58,7 +57,7 @@ def finite(column) -> np.ndarray:
     x = floats(column)[0]
     return np.where(np.abs(x) <= LARGEST, x, np.float32(np.nan))
 
-# %% ../../nbs/12_data.incoming.ipynb #a98114eb
+# %% ../../nbs/12_data.incoming.ipynb #39e3d12b
 def _words(columns: dict, name: str, rows: int) -> np.ndarray:
     "str `[rows]`: a column as words; empty where it has none."
     if name not in columns: return np.full(rows, "")
@@ -71,7 +70,7 @@ def _order(columns: dict, code) -> np.ndarray:
     counter = floats64(columns["sequence_counter"])
     return np.lexsort((floats(columns["sequence_counter"])[0] if counter is None else counter, code))
 
-# %% ../../nbs/12_data.incoming.ipynb #72caa170
+# %% ../../nbs/12_data.incoming.ipynb #8bc2b607
 def from_frame(
     frame,                        # Polars, pandas or PyArrow table, or a dictionary of columns; extra columns are ignored
     demographics=None,            # the same kinds, one row a subject
@@ -93,7 +92,7 @@ def from_frame(
     offsets = offsets_of(np.bincount(code))
     return SequenceTable(values, names, offsets, _meta(columns, demographics, order, offsets, rate_hz))
 
-# %% ../../nbs/12_data.incoming.ipynb #0f2ca0fe
+# %% ../../nbs/12_data.incoming.ipynb #649f3d8d
 def _meta(columns: dict, demographics, order, offsets, rate_hz: float) -> dict:
     "What is known about each sequence, from its first row."
     rows, head = len(order), order[offsets[:-1]]
