@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 
 from gesture_nb.config import Settings, UserError, with_settings
-from gesture_nb.progress import JsonlSink, LineSink, Quiet, Reporter, Sink, TqdmSink, WidgetSink, choose_sinks, wants_widgets
+from gesture_nb.progress import Quiet, Reporter
+from gesture_nb.sinks import JsonlSink, LineSink, Sink, TqdmSink, WidgetSink, choose_sinks, wants_widgets
 
 STEP = re.compile(r"\[Torch\] fold=(\d+) epoch=(\d+)/20 step=(\d+)/412 loss=(\d\.\d{4}) lr=(\d\.\d\de[+-]\d\d) max_mem=0\.00GB")
 COUNT = re.compile(r"Processing sequence (\d+)/(\d+)  \d+\.\d/s  ETA \d+\.\d min")
@@ -450,7 +451,7 @@ def test_settings_choose_the_sinks(tmp_path, monkeypatch):
         return [type(s).__name__ for s in choose_sinks(with_settings(Settings(), **changes), folder)]
     assert names() == ["LineSink"] and names(tmp_path) == ["LineSink", "JsonlSink"] and names(tmp_path, save_jsonl=False) == ["LineSink"]
     assert names(use_tqdm=True) == ["TqdmSink", "LineSink"]
-    monkeypatch.setattr("gesture_nb.progress.in_kernel", lambda: True)
+    monkeypatch.setattr("gesture_nb.sinks.in_kernel", lambda: True)
     monkeypatch.delenv("IN_TEST", raising=False)
     assert names() == ["WidgetSink", "LineSink"] and names(progress="lines") == ["LineSink"]
     assert names(use_tqdm=True) == ["TqdmSink", "LineSink"]

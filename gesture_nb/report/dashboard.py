@@ -8,7 +8,7 @@ __all__ = ['NEEDS', 'HEAD', 'is_number', 'is_wrong', 'parse_event', 'LogReader',
            'replay', 'bars_after', 'Watch', 'watch', 'live', 'labelled_answer', 'answer_figure', 'drawn_by', 'Picker',
            'PickerWidgets', 'pick']
 
-# %% ../../nbs/71_report.dashboard.ipynb #3316d107
+# %% ../../nbs/71_report.dashboard.ipynb #1e45ba75
 import html
 import json
 import math
@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import UserError, read_settings
-from ..progress import WidgetSink, wants_widgets
 from .report import BLUE, FOLD_COLOURS, INK, new_figure, png_of
+from ..sinks import WidgetSink, wants_widgets
 
-# %% ../../nbs/71_report.dashboard.ipynb #8cc326ef
+# %% ../../nbs/71_report.dashboard.ipynb #312af48c
 NEEDS = {"plan": ("units",), "unit": ("done",), "progress": ("done", "rate"), "training": ("fold", "epochs", "steps"),
          "step": ("fold", "epoch", "epochs", "step", "steps", "loss", "lr"), "epoch": ("fold", "epoch", "epochs", "loss"), "task_end": ("done",), "training_end": ("done",)}
 
@@ -45,7 +45,7 @@ def parse_event(line: bytes):
     wrong = [k for k in ("time", "t", "pid", *NEEDS.get(e["kind"], ()), *given) if is_wrong(k, e.get(k))]
     return f"its {wrong[0]} is missing or wrong" if wrong else e
 
-# %% ../../nbs/71_report.dashboard.ipynb #c6a561c1
+# %% ../../nbs/71_report.dashboard.ipynb #636ec439
 class LogReader:
     "Reads what has been added to a log since the last time."
     def __init__(self, path): self.path, self.offset, self.lines, self.bad = Path(path), 0, 0, []
@@ -65,7 +65,7 @@ class LogReader:
         if isinstance(e, str): self.bad.append((self.lines, e)); return None
         return e
 
-# %% ../../nbs/71_report.dashboard.ipynb #693a9c76
+# %% ../../nbs/71_report.dashboard.ipynb #1f257b00
 @dataclass
 class Stretch:
     "One task or training."
@@ -82,7 +82,7 @@ class Stretch:
     def state(self): return "failed" if self.failed else "unfinished" if self.end is None else ""
     def outcome(self): return " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.result.items())
 
-# %% ../../nbs/71_report.dashboard.ipynb #c8c4a580
+# %% ../../nbs/71_report.dashboard.ipynb #10e14f2c
 HEAD = ("time", "t", "pid", "kind", "text")
 
 def title_of(e: dict) -> str:
@@ -106,7 +106,7 @@ def stretches(events: list) -> list:
             s = open_.pop(key); s.end, s.done, s.failed = at, e["done"], bool(e.get("failed"))
     return found
 
-# %% ../../nbs/71_report.dashboard.ipynb #52d76f7f
+# %% ../../nbs/71_report.dashboard.ipynb #a7654bba
 def learning_curves(events: list) -> dict:
     "Label → fold → name → [(x, value)], x in epochs, or in rounds for a training of one epoch."
     curves = {}
@@ -130,7 +130,7 @@ def longest_silence(events: list) -> float:
         if e["kind"] == "close": last.pop(pid, None)
     return worst
 
-# %% ../../nbs/71_report.dashboard.ipynb #c7529a74
+# %% ../../nbs/71_report.dashboard.ipynb #7cedd623
 def draw_losses(ax, label, folds: dict) -> None:
     "A member's loss in every fold: thin where it was fitted, bold on the inner check."
     for k, series in folds.items():
@@ -148,7 +148,7 @@ def draw_times(ax, parts: list, until: float) -> None:
     ax.set_xlim(0); ax.set_xlabel("seconds since the log began (red: failed, yellow: unfinished)", fontsize=8)
     ax.spines[["top", "right"]].set_visible(False); ax.tick_params(labelsize=8)
 
-# %% ../../nbs/71_report.dashboard.ipynb #b53032a1
+# %% ../../nbs/71_report.dashboard.ipynb #954df7c9
 def run_figure(events: list, most: int = 40):
     "Learning curves above, below them when what was done (the last `most` tasks and trainings)."
     curves, parts = learning_curves(events), stretches(events)[-most:]
@@ -161,7 +161,7 @@ def run_figure(events: list, most: int = 40):
     draw_times(below.subplots(), parts, events[-1]["time"] - events[0]["time"] if events else 0)
     return figure
 
-# %% ../../nbs/71_report.dashboard.ipynb #87480a7d
+# %% ../../nbs/71_report.dashboard.ipynb #999bf8e9
 def timeline(events: list, bad=(), name="logs/run.jsonl") -> str:
     "What happened as a table of text: when, for how long, what, how far, with which result."
     zero = events[0]["time"] if events else 0
@@ -175,7 +175,7 @@ def timeline(events: list, bad=(), name="logs/run.jsonl") -> str:
     head = f"{len(events)} events of {processes} process{'es' * (processes != 1)}, longest silence {longest_silence(events):.1f} s"
     return "\n".join([head, *table, *(f"Line {n} of {name} was left out: {why}." for n, why in bad)])
 
-# %% ../../nbs/71_report.dashboard.ipynb #d9057c00
+# %% ../../nbs/71_report.dashboard.ipynb #54c1d520
 @dataclass
 class Replay:
     "A run as its log tells it: text for a terminal, a picture for a notebook."
@@ -196,7 +196,7 @@ def replay(
     if not events: raise UserError(f"There is no event in {reader.path}: choose a folder in which a run has begun, with SAVE_JSONL=1.")
     return Replay(events, reader.bad)
 
-# %% ../../nbs/71_report.dashboard.ipynb #94dcb30d
+# %% ../../nbs/71_report.dashboard.ipynb #aebd79ef
 def bars_after(bars: dict, e: dict) -> dict:
     "The bars (row → (label, done, total, note)) after one more event."
     kind, new = e["kind"], {}
@@ -213,7 +213,7 @@ def bars_after(bars: dict, e: dict) -> dict:
         new = {"fold": (*bars["fold"][:3], seen)}
     return bars | new
 
-# %% ../../nbs/71_report.dashboard.ipynb #6e9a984d
+# %% ../../nbs/71_report.dashboard.ipynb #16b39a66
 class Watch:
     "Bars that follow a growing log; `stop()` ends it, so does the run's own end."
     def __init__(self, folder, seconds: float = 0.5, show=None):
@@ -247,7 +247,7 @@ class Watch:
         except Exception as e: self.error = e; self.line.value = f"<b>{html.escape(repr(e))}</b>"; raise
         finally: self.button.disabled = True
 
-# %% ../../nbs/71_report.dashboard.ipynb #8351f530
+# %% ../../nbs/71_report.dashboard.ipynb #b8a694d4
 def watch(folder):
     "Follows a run with widgets in JupyterLab; without a front end, its `replay` so far."
     return Watch(folder) if live() else replay(folder)
@@ -256,7 +256,7 @@ def live() -> bool:
     "Are widgets wanted here? `PROGRESS` decides, as for the bars."
     return wants_widgets(read_settings({k: v for k, v in os.environ.items() if k == "PROGRESS"}).progress)
 
-# %% ../../nbs/71_report.dashboard.ipynb #97113a6a
+# %% ../../nbs/71_report.dashboard.ipynb #acccc392
 def labelled_answer(given) -> tuple:
     "(label, names, probabilities) from (names, probabilities), or from (label, probabilities by name)."
     first, p = given
@@ -274,7 +274,7 @@ def answer_figure(names, p, truth=None, most: int = 8):
     ax.set_xlim(0, 1); ax.set_xlabel("probability", fontsize=8); ax.spines[["top", "right"]].set_visible(False); ax.tick_params(labelsize=8)
     return figure
 
-# %% ../../nbs/71_report.dashboard.ipynb #8aebd2ec
+# %% ../../nbs/71_report.dashboard.ipynb #358b6212
 def drawn_by(show, i):
     "The figure that `show(i)` returned (itself, an Axes, or an array of them) or left to pyplot; None if it displayed something by itself."
     made = show(i)
@@ -285,7 +285,7 @@ def drawn_by(show, i):
     if made is not None and pyplot is not None: pyplot.close(made)  # so that a notebook does not show it a second time
     return made
 
-# %% ../../nbs/71_report.dashboard.ipynb #991377b0
+# %% ../../nbs/71_report.dashboard.ipynb #54878ce3
 class Picker:
     "The sequence that is chosen, its picture and its answer."
     def __init__(self, table, answer, show): self.table, self.answer, self.show = table, answer, show
@@ -307,7 +307,7 @@ class Picker:
 
     def _ipython_display_(self): pass  # `pick` has shown it already
 
-# %% ../../nbs/71_report.dashboard.ipynb #c0705135
+# %% ../../nbs/71_report.dashboard.ipynb #73e25a31
 class PickerWidgets:
     "A menu, two arrows, two pictures and a sentence around a `Picker`."
     def __init__(self, picker):
@@ -330,7 +330,7 @@ class PickerWidgets:
         self.text.value = html.escape(self.picker.said)
         for image, png in zip(self.images, self.picker.pictures): image.value = png or b""
 
-# %% ../../nbs/71_report.dashboard.ipynb #2e40487e
+# %% ../../nbs/71_report.dashboard.ipynb #03827f17
 def pick(
     table,   # a SequenceTable
     answer,  # i → (names of the labels, their probabilities), or (label, probabilities by name)
