@@ -193,6 +193,13 @@ def test_weights_are_the_greatest_likelihood_of_the_mixture():
     assert find_weights(probs, y, prior=0)["torch"] == pytest.approx(best, abs=1e-3)
 
 
+def test_the_mixture_is_neither_timid_nor_boastful():
+    probs, y, fold = made_up(n=6000)
+    probs["torch"] = tempered(probs["torch"], 0.3)
+    p, *_ = nested_blend(probs, y, fold)
+    assert p.max(1).mean() == pytest.approx((p.argmax(1) == y).mean(), abs=0.02)
+
+
 def test_few_data_stay_near_equal():
     probs, y, _ = made_up(n=4)
     assert max(find_weights(probs, y).values()) - min(find_weights(probs, y).values()) < 0.2
@@ -231,7 +238,7 @@ def test_a_dropped_unit_is_carried_by_the_others():
     p, per_fold, final = nested_blend(probs, y, fold)
     assert np.allclose(p.sum(1), 1)
     others = {m: per_fold[3]["weights"][m] for m in ("torch", "lgbm")}
-    assert np.allclose(p[fold == 3], blend({m: probs[m][fold == 3] for m in others}, others, per_fold[3]["temperatures"]))
+    assert np.allclose(p[fold == 3], blend({m: probs[m][fold == 3] for m in others}, others, per_fold[3]["temperatures"], per_fold[3]["temperature"]))
     for m in ("torch", "lgbm"): probs[m][fold == 3] = np.nan
     p, *_ = nested_blend(probs, y, fold)
     assert np.isnan(p[fold == 3]).all() and np.isfinite(p[fold != 3]).all()

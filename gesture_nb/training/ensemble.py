@@ -6,14 +6,14 @@
 __all__ = ['normalised', 'answered', 'tempered', 'find_temperature', 'blend', 'find_weights', 'with_fixed', 'find_recipe',
            'nested_blend']
 
-# %% ../../nbs/51_training.ensemble.ipynb #db4d3df9
+# %% ../../nbs/51_training.ensemble.ipynb #f4690b8b
 import math
 
 import numpy as np
 
 from ..config import UserError
 
-# %% ../../nbs/51_training.ensemble.ipynb #d0f19304
+# %% ../../nbs/51_training.ensemble.ipynb #8f04a81c
 def normalised(weights: dict) -> dict:
     "The same weights, adding up to 1; a `UserError` unless all are finite, none is negative and one is positive."
     for m, w in weights.items():
@@ -26,7 +26,7 @@ def answered(p) -> np.ndarray:
     "bool `[n]`: rows without NaN."
     return ~np.isnan(p).any(-1)
 
-# %% ../../nbs/51_training.ensemble.ipynb #1518ba8f
+# %% ../../nbs/51_training.ensemble.ipynb #b1a94f05
 def _stack(probs: dict, names) -> np.ndarray:
     "float64 `[members, n, C]`, after a look at the shapes."
     for m in names:
@@ -41,7 +41,7 @@ def _mix(stack, w) -> np.ndarray:
     with np.errstate(invalid="ignore"): there = there / there.sum(0)
     return np.einsum("mn,mnc->nc", there, np.nan_to_num(stack))
 
-# %% ../../nbs/51_training.ensemble.ipynb #c1e11f88
+# %% ../../nbs/51_training.ensemble.ipynb #bac48b4a
 def tempered(
     p,                   # [n, C] probabilities
     temperature: float,  # above 0; 1 leaves them as they are
@@ -59,18 +59,20 @@ def find_temperature(p, y) -> float:
     loss = lambda t: -np.log(tempered(p, np.exp(t))[np.arange(len(y)), y]).sum() + 5 * t * t
     return float(np.exp(minimize_scalar(loss, bounds=(-np.log(4), np.log(4)), method="bounded", options={"xatol": 1e-4}).x))
 
-# %% ../../nbs/51_training.ensemble.ipynb #07d82a94
+# %% ../../nbs/51_training.ensemble.ipynb #af3fbb5c
 def blend(
     probs: dict,               # member → [n, C] probabilities; a NaN row means "not answered"
     weights: dict,             # member → weight
     temperatures: dict = None, # member → temperature; 1 where there is none
+    temperature: float = 1,    # of the mixture
 ) -> np.ndarray:
     "float64 `[n, C]`: rows add up to 1, or are NaN where nobody answered."
     w = {m: v for m, v in normalised(weights).items() if v > 0}
     t, stack = temperatures or {}, _stack(probs, w)
-    return _mix(np.stack([tempered(p, t[m]) if t.get(m, 1) != 1 else p for m, p in zip(w, stack)]), np.array([*w.values()]))
+    mixed = _mix(np.stack([tempered(p, t[m]) if t.get(m, 1) != 1 else p for m, p in zip(w, stack)]), np.array([*w.values()]))
+    return mixed if temperature == 1 else tempered(mixed, temperature)
 
-# %% ../../nbs/51_training.ensemble.ipynb #a92ec0c9
+# %% ../../nbs/51_training.ensemble.ipynb #a3f1b735
 def _accounts(likelihood, prior, rounds=500, eps=1e-7) -> np.ndarray:
     "float64 `[members]`: the weights at which `[members, n]` likelihoods of the true labels are greatest (expectation–maximisation)."
     w = np.full(len(likelihood), 1 / len(likelihood))
@@ -82,7 +84,7 @@ def _accounts(likelihood, prior, rounds=500, eps=1e-7) -> np.ndarray:
         w = new
     return new
 
-# %% ../../nbs/51_training.ensemble.ipynb #d6eafad3
+# %% ../../nbs/51_training.ensemble.ipynb #8024779a
 def find_weights(
     probs: dict,         # member → [n, C] out-of-fold probabilities
     y,                   # int [n] positions of the true classes
@@ -99,7 +101,7 @@ def find_weights(
     w[some] = _accounts(likelihood, prior)
     return {m: float(v) for m, v in zip(probs, w)}
 
-# %% ../../nbs/51_training.ensemble.ipynb #6affa693
+# %% ../../nbs/51_training.ensemble.ipynb #faeadafb
 def with_fixed(
     found: dict,  # member → found weight
     fixed: dict,  # member → weight that was set; may be empty
@@ -112,21 +114,21 @@ def with_fixed(
     free = {m: w * (1 - total) for m, w in normalised(free).items()} if total < 1 else dict.fromkeys(free, total / len(some))
     return normalised({m: (fixed | free)[m] for m in found if fixed.get(m) != 0})
 
-# %% ../../nbs/51_training.ensemble.ipynb #46814ea5
+# %% ../../nbs/51_training.ensemble.ipynb #f59eb01a
 def find_recipe(
     probs: dict,         # member → [n, C] out-of-fold probabilities
     y,                   # int [n]
     fixed: dict = None,  # weights that were set
     calibrate: bool = True,
 ) -> dict:
-    "{weights, temperatures} found on these sequences; equal weights if there are none."
+    "{weights, temperatures, temperature} found on these sequences; equal weights if there are none."
     use = {m: p for m, p in probs.items() if (fixed or {}).get(m) != 0}
     t = {m: find_temperature(p, y) if calibrate else 1.0 for m, p in use.items()}
     found = find_weights({m: tempered(p, t[m]) for m, p in use.items()}, y) if len(use) > 1 else dict.fromkeys(use, 1.0)
-    w = with_fixed(found, fixed)
-    return {"weights": w, "temperatures": {m: t[m] for m in w}}
+    recipe = {"weights": (w := with_fixed(found, fixed)), "temperatures": {m: t[m] for m in w}}
+    return recipe | {"temperature": find_temperature(blend(use, **recipe), y) if calibrate else 1.0}
 
-# %% ../../nbs/51_training.ensemble.ipynb #b1fbdbbb
+# %% ../../nbs/51_training.ensemble.ipynb #57637d91
 def nested_blend(
     probs: dict,            # member → [n, C] out-of-fold probabilities
     y,                      # int [n]
