@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'TreeRecipe', 'class_weights', 'threads_for', 'boost', 'LgbmMember', 'aligned']
 
-# %% ../../nbs/41_models.lgbm.ipynb #83b2c3cb
+# %% ../../nbs/41_models.lgbm.ipynb #79720ef6
 import os
 import re
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from ..artifacts import read_json, write_json, write_text
 from ..config import UserError
 from .member import Batch, NoCheckpoint
 
-# %% ../../nbs/41_models.lgbm.ipynb #51e3444b
+# %% ../../nbs/41_models.lgbm.ipynb #3561aad2
 @dataclass(frozen=True)
 class TreeRecipe:
     "What the boosting is told; chosen on other people's recordings than those whose scores are reported."
@@ -33,7 +33,7 @@ class TreeRecipe:
 
 RECIPES = {"fast": TreeRecipe(), "full": TreeRecipe(rounds=3000, patience=100, learning_rate=0.015)}
 
-# %% ../../nbs/41_models.lgbm.ipynb #650c9eef
+# %% ../../nbs/41_models.lgbm.ipynb #72232783
 def class_weights(
     y: np.ndarray,        # int64 [m] labels
     softness: float = 0.5,  # 0: all the same; 1: every class has the same sum
@@ -43,7 +43,7 @@ def class_weights(
     w = (len(y) / count) ** softness
     return w / w.mean()
 
-# %% ../../nbs/41_models.lgbm.ipynb #2cc0ab60
+# %% ../../nbs/41_models.lgbm.ipynb #71a55468
 def threads_for(cells: int) -> int:
     "Threads for a table of that many numbers; does not change the result."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -56,7 +56,7 @@ def _parameters(recipe: TreeRecipe, rows: int, features: int, classes: int, seed
                 min_data_in_leaf=max(1, min(recipe.min_leaf, rows // (4 * classes))), min_data_in_bin=1 if rows < 200 else 3, lambda_l2=recipe.l2,
                 feature_fraction=min(1.0, max(recipe.feature_share, 30 / features)), feature_pre_filter=False)
 
-# %% ../../nbs/41_models.lgbm.ipynb #3a26cb44
+# %% ../../nbs/41_models.lgbm.ipynb #30eaf53b
 def _watch(task, losses: list, rate: float):
     "A callback that reports each round's loss and keeps it in `losses`."
     def after_round(env):
@@ -65,7 +65,7 @@ def _watch(task, losses: list, rate: float):
     after_round.order = 0
     return after_round
 
-# %% ../../nbs/41_models.lgbm.ipynb #621615be
+# %% ../../nbs/41_models.lgbm.ipynb #aebd0070
 def boost(
     x: np.ndarray,         # float32 [m, K]
     y: np.ndarray,         # int64 [m] labels 0 … classes-1
@@ -88,7 +88,7 @@ def boost(
         task.end_epoch(loss=losses[-1], rounds=len(losses))
     return booster, losses
 
-# %% ../../nbs/41_models.lgbm.ipynb #2d455125
+# %% ../../nbs/41_models.lgbm.ipynb #7a8f8105
 class LgbmMember:
     "LightGBM on `batch.summary()`."
     name = "lgbm"
@@ -157,7 +157,7 @@ class LgbmMember:
         if len(m.present) > 1: m.booster = _read_booster(Path(folder) / "model.txt", m)
         return m
 
-# %% ../../nbs/41_models.lgbm.ipynb #e51e15d5
+# %% ../../nbs/41_models.lgbm.ipynb #a74c56e5
 def _quiet():
     from gesture_nb.progress import Quiet
     return Quiet()
@@ -174,7 +174,7 @@ def aligned(
     if max(found) < 0: raise UserError(f"None of the {len(wanted)} features that the trees learned (such as '{wanted[0]}') is in the data (which has '{names[0]}').")
     return np.where(np.array(found) < 0, np.float32("nan"), x[:, found])
 
-# %% ../../nbs/41_models.lgbm.ipynb #9c326fb6
+# %% ../../nbs/41_models.lgbm.ipynb #32c69088
 def _portable(booster):
     "The booster as it will be read back, whatever number of threads made it."
     import lightgbm as lgb
