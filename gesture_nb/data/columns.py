@@ -6,7 +6,7 @@
 __all__ = ['LARGEST', 'IDS', 'Place', 'numpy_of', 'floats', 'codes_of', 'values_of', 'boundaries', 'check_counter', 'facts',
            'rate_from_times', 'rates', 'floats64', 'assemble']
 
-# %% ../../nbs/12_data.columns.ipynb #a17629bb
+# %% ../../nbs/12_data.columns.ipynb #3c7718ca
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from ..config import UserError
 from .sequences import SequenceTable, check_table, offsets_of
 
-# %% ../../nbs/12_data.columns.ipynb #231495b9
+# %% ../../nbs/12_data.columns.ipynb #6a798436
 @dataclass(frozen=True)
 class Place:
     "A file whose rows can be pointed at."
@@ -28,7 +28,7 @@ class Place:
         where = [str(self.path)] + ([] if i is None else [self.row(int(i))]) + ([] if column is None else [f"column '{column}'"])
         return UserError(f"{', '.join(where)}: {said.rstrip('.')}.{' ' + todo if todo else ''}")
 
-# %% ../../nbs/12_data.columns.ipynb #43388929
+# %% ../../nbs/12_data.columns.ipynb #fea147bb
 LARGEST = 1e6  # no sensor reads more; beyond it, a reading counts as broken
 _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$|^-?([iI]nf|[iI]nfinity)$"
 _NOTHING = ["", "nan", "NaN", "NAN", "-nan", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "Null", "None", "<NA>"]
@@ -43,18 +43,19 @@ def _spelled(a):
 
 def numpy_of(a) -> np.ndarray: return np.asarray(a.to_numpy(zero_copy_only=False) if not hasattr(a, "chunks") else a.to_numpy())
 
-# %% ../../nbs/12_data.columns.ipynb #8f01788d
+# %% ../../nbs/12_data.columns.ipynb #256129e6
 def floats(a):
     "An Arrow column of any type as float32 (NaN where there is no number), and where there was something that is no number (None: nowhere)."
     import pyarrow as pa
     t, broken = a.type, None
+    if t == pa.float32(): return numpy_of(a), None
     if pa.types.is_dictionary(t): a, t = a.cast(t.value_type), t.value_type
     try:
         if not (pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_boolean(t) or pa.types.is_decimal(t) or pa.types.is_null(t)): a, broken = _spelled(a)
         with np.errstate(over="ignore"): return numpy_of(a.cast(pa.float32(), safe=False)), broken
     except pa.ArrowException: return np.full(len(a), np.nan, np.float32), numpy_of(a.is_valid())
 
-# %% ../../nbs/12_data.columns.ipynb #a94ac03e
+# %% ../../nbs/12_data.columns.ipynb #f55454a4
 def codes_of(column):
     "Codes int32 [rows] and the array [K] of values they stand for."
     import pyarrow as pa, pyarrow.compute as pc
@@ -68,14 +69,14 @@ def codes_of(column):
     if not number and (words == "").any(): codes = np.where(words[codes] == "", np.int32(-1), codes)
     return codes, words
 
-# %% ../../nbs/12_data.columns.ipynb #88ccba82
+# %% ../../nbs/12_data.columns.ipynb #128f72f3
 def values_of(codes, words) -> np.ndarray:
     "The values of `codes`; what is missing becomes an empty word or NaN."
     if (codes >= 0).all() and len(words): return words[codes]
     words = np.append(words.astype(float) if words.dtype.kind in "iufb" else words.astype(f"<U{max(words.dtype.itemsize // 4, 1)}"), np.nan if words.dtype.kind in "iufb" else "")
     return words[codes]
 
-# %% ../../nbs/12_data.columns.ipynb #d473db1d
+# %% ../../nbs/12_data.columns.ipynb #a4dac0c6
 def boundaries(place: Place, sequence, subject, names) -> np.ndarray:
     "int64 `[n+1]` from the codes of `sequence_id` and `subject`; `names` are the words of the former."
     for codes, column in ((sequence, "sequence_id"), (subject, "subject")):
@@ -93,7 +94,7 @@ def boundaries(place: Place, sequence, subject, names) -> np.ndarray:
         raise place.error(f"sequence '{names[sequence[i]]}' begins a second time", i, "sequence_id", "Sort the file by sequence_id and sequence_counter, and see that no id is used twice.")
     return np.append(start, len(sequence)).astype(np.int64)
 
-# %% ../../nbs/12_data.columns.ipynb #57d10059
+# %% ../../nbs/12_data.columns.ipynb #8c32268f
 def check_counter(place: Place, counter, offsets) -> None:
     "Whole numbers that grow inside each sequence."
     bad = ~np.isfinite(counter) | (counter != np.floor(counter))
@@ -105,7 +106,7 @@ def check_counter(place: Place, counter, offsets) -> None:
         said = "appears twice in its sequence" if step[i - 1] == 0 else f"comes after {counter[i - 1]:.0f}"
         raise place.error(f"counter {counter[i]:.0f} {said}", i, "sequence_counter", "Sort the file by sequence_id and sequence_counter, and drop repeated rows.")
 
-# %% ../../nbs/12_data.columns.ipynb #4390ab73
+# %% ../../nbs/12_data.columns.ipynb #55f4133b
 def _changes(codes, offsets):
     "The first row whose code differs from that of its sequence's first row, or None."
     differs = codes != np.repeat(codes[offsets[:-1]], np.diff(offsets))
@@ -117,7 +118,7 @@ def _gesture_start(codes, words, offsets) -> np.ndarray:
     first = np.minimum.reduceat(at, offsets[:-1])
     return np.where(first < offsets[1:], first - offsets[:-1], -1)
 
-# %% ../../nbs/12_data.columns.ipynb #3bea2be3
+# %% ../../nbs/12_data.columns.ipynb #229bdad7
 def facts(place: Place, rest, offsets) -> dict:
     "Metadata from the columns of the Arrow table `rest` that are neither ids nor channels."
     out = {}
@@ -134,7 +135,7 @@ def facts(place: Place, rest, offsets) -> dict:
         elif at is None: out[name] = values_of(first, words)
     return out
 
-# %% ../../nbs/12_data.columns.ipynb #c431e1a1
+# %% ../../nbs/12_data.columns.ipynb #749161ed
 def rate_from_times(time, offsets) -> np.ndarray:
     "float32 `[n]`: samples a second from times in seconds; a sequence that cannot tell takes the middle of the others."
     n = len(offsets) - 1
@@ -149,7 +150,7 @@ def rate_from_times(time, offsets) -> np.ndarray:
     with np.errstate(all="ignore"): rate = np.bincount(of[keep], minlength=n) / np.bincount(of[keep], step[keep], minlength=n)
     return np.where(np.isfinite(rate), rate, np.nan if not np.isfinite(rate).any() else np.nanmedian(rate)).astype(np.float32)
 
-# %% ../../nbs/12_data.columns.ipynb #544806e8
+# %% ../../nbs/12_data.columns.ipynb #bf93cbf9
 def rates(
     place: Place,
     rest,            # Arrow table, perhaps with `sample_rate_hz` or with times `t` in seconds
@@ -171,7 +172,7 @@ def floats64(column):
     import pyarrow as pa
     return numpy_of(column.cast(pa.float64(), safe=False)) if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) else None
 
-# %% ../../nbs/12_data.columns.ipynb #807b86af
+# %% ../../nbs/12_data.columns.ipynb #fb6e7e0b
 IDS = ("sequence_id", "subject", "sequence_counter")
 
 def assemble(

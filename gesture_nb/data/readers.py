@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READER_VERSION', 'keep_as_parquet', 'read_competition', 'read_table', 'source_fingerprint', 'from_frame', 'read_tidy']
 
-# %% ../../nbs/12_data.readers.ipynb #b809c5d9
+# %% ../../nbs/12_data.readers.ipynb #76c96131
 import os
 from pathlib import Path
 
@@ -14,15 +14,15 @@ import numpy as np
 from ..artifacts import atomic_path, fingerprint, read_json, sha256_file, write_json
 from ..config import UserError, suggestion
 from .columns import Place, codes_of, floats, values_of
-from .files import BrokenFile, batches_of, check_header, csv_batches, csv_trouble, need_columns, open_parquet, opened, parquet_batches, read_tidy, table_of
+from .files import BrokenFile, batches_of, check_header, csv_batches, csv_trouble, need_columns, open_parquet, opened, parquet_batches, parquet_rows, read_tidy, table_of
 from .incoming import demographics_of, from_frame
 from .sequences import SequenceTable, with_meta
 from ..schema import CMI_RATE_HZ, DEMOGRAPHICS, TEST_COLUMNS, TRAIN_COLUMNS
 
-# %% ../../nbs/12_data.readers.ipynb #b87b61cd
+# %% ../../nbs/12_data.readers.ipynb #e1d333df
 _all_ = ["from_frame", "read_tidy"]
 
-# %% ../../nbs/12_data.readers.ipynb #d95b9432
+# %% ../../nbs/12_data.readers.ipynb #f5dd7b97
 def _stamp(path: Path) -> str:
     "What tells quickly that a file is still the same: its size, time, first and last bytes."
     s = path.stat()
@@ -32,14 +32,14 @@ def _stamp(path: Path) -> str:
 
 def _kept_rows(path: Path, stamp: str):
     "The number of rows of a kept Parquet file, or None if it is not whole or not made from these bytes."
-    try: file = open_parquet(path)
+    try:
+        with open_parquet(path) as file: facts, rows = file.schema_arrow.metadata or {}, file.metadata.num_rows
     except BrokenFile: return None
-    facts = file.schema_arrow.metadata or {}
-    return file.metadata.num_rows if facts.get(b"source") == stamp.encode() and facts.get(b"version") == str(READER_VERSION).encode() else None
+    return rows if facts.get(b"source") == stamp.encode() and facts.get(b"version") == str(READER_VERSION).encode() else None
 
 READER_VERSION = 1  # grows when the same bytes would be read differently
 
-# %% ../../nbs/12_data.readers.ipynb #ae74f2bb
+# %% ../../nbs/12_data.readers.ipynb #82cede30
 def _tables(batches, rows: int):
     "Batches joined to Arrow tables of at least `rows` rows."
     import pyarrow as pa
@@ -73,7 +73,7 @@ def keep_as_parquet(
         writer.close()
     return kept
 
-# %% ../../nbs/12_data.readers.ipynb #58cd64e7
+# %% ../../nbs/12_data.readers.ipynb #d14e5bf0
 def _one_of(folder: Path, stem: str, needed: bool = True):
     "`stem`.csv, .csv.gz or .parquet in `folder`."
     found = [p for e in (".csv", ".csv.gz", ".parquet") if (p := folder / f"{stem}{e}").is_file()]
@@ -99,7 +99,7 @@ def _people(path: Path, subject) -> dict:
         if broken is not None and broken.any(): i = int(np.argmax(broken)); raise place.error(f"'{table[c][i].as_py()}' is not a number", i, c, "Mend the cell or leave it empty.")
     return demographics_of(table, subject)
 
-# %% ../../nbs/12_data.readers.ipynb #dba6960b
+# %% ../../nbs/12_data.readers.ipynb #c34e1cde
 def _writable(folder, reporter) -> bool:
     "Whether the cache can be used; if not, the reporter says so."
     if folder is None: return False
@@ -112,13 +112,13 @@ def _rows(place: Place, header, channels, cache, reporter) -> SequenceTable:
     "The table of one of the competition's files, by way of the cache if there is one."
     if not place.lines or not _writable(cache, reporter): return table_of(place, batches_of(place, header, channels, reporter), channels, CMI_RATE_HZ)
     kept = keep_as_parquet(place.path, cache, header, channels, reporter)
-    try: return table_of(place, parquet_batches(kept, reporter), channels, CMI_RATE_HZ)
+    try: return table_of(place, parquet_batches(kept, reporter), channels, CMI_RATE_HZ, parquet_rows(kept))
     except BrokenFile:
         if reporter is not None: reporter.say(f"{kept.name} is damaged: it is made again from {place.path.name}.")
         kept.unlink()
     return table_of(place, parquet_batches(keep_as_parquet(place.path, cache, header, channels, reporter), reporter), channels, CMI_RATE_HZ)
 
-# %% ../../nbs/12_data.readers.ipynb #3a2b60e0
+# %% ../../nbs/12_data.readers.ipynb #8ad56602
 def read_competition(
     folder,          # with train.csv or test.csv, as the competition lays them out
     split: str = "train",
@@ -135,7 +135,7 @@ def read_competition(
     if people is None and reporter is not None: reporter.say(f"{folder.name} holds no {split}_demographics.csv: nothing is known about the wearers.")
     return t if people is None else with_meta(t, **_people(people, t.meta["subject"]))
 
-# %% ../../nbs/12_data.readers.ipynb #ecf00b42
+# %% ../../nbs/12_data.readers.ipynb #35606b38
 def _sim_arguments(data: str) -> dict:
     "`'sim:2000:7'` → how many sequences, and the seed."
     given = dict(zip(("sequences", "seed"), data.split(":")[1:]))
@@ -154,7 +154,7 @@ def _kind(data) -> str:
     near = suggestion(name, ["spar", "sim"]) or (suggestion(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else "")
     raise UserError(f"There is no data '{name}': --data is spar, sim, a competition folder, or a tidy Parquet or CSV file.{near}")
 
-# %% ../../nbs/12_data.readers.ipynb #d1a2200e
+# %% ../../nbs/12_data.readers.ipynb #92cf5600
 def read_table(
     data,            # 'spar', 'sim', a competition folder or a tidy file
     settings=None,   # for the fold column, and for where a CSV's Parquet file is kept
@@ -176,7 +176,7 @@ def read_table(
         raise UserError(f"The setting fold_column is '{column}', but {data} has no such column that is constant in each sequence; it has {', '.join(t.meta)}.{suggestion(column, t.meta)}")
     return t
 
-# %% ../../nbs/12_data.readers.ipynb #75588c10
+# %% ../../nbs/12_data.readers.ipynb #8228d14a
 def _sha(path: Path, cache) -> str:
     "SHA-256 of a file, looked up if nothing about it changed."
     if cache is None: return sha256_file(path)
