@@ -14,7 +14,8 @@ from gesture_nb.config import Settings
 from gesture_nb.data.frames import FrameFeatures, take_frames
 from gesture_nb.data.sequences import offsets_of
 from gesture_nb.models.member import Batch, Member
-from gesture_nb.models.torch_net import FAST, TorchMember
+from gesture_nb.models.torch_layers import FAST
+from gesture_nb.models.torch_net import TorchMember
 from gesture_nb.training.checkpoint import FolderCheckpoint
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'CAP', 'THREADED', 'View', 'gather', 'choose_view', 'SequenceDataset', 'BatchOrder', 'Loader', 'make_loader',
            'safe_start_method', 'lost_worker', 'end_workers', 'with_fewer_workers']
 
-# %% ../../nbs/23_data.loaders.ipynb #997ef0c1
+# %% ../../nbs/23_data.loaders.ipynb #adecadc9
 import re
 import signal
 import sys
@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import UserError
 from .frames import FrameFeatures
-from .sequences import offsets_of, rows_of
+from .sequences import offsets_of
 
-# %% ../../nbs/23_data.loaders.ipynb #28a1a6ad
+# %% ../../nbs/23_data.loaders.ipynb #8dddfb11
 KINDS = ("tail", "resample")
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class View:
     kind: str = "tail"  # 'tail': the last steps, padded on the left; 'resample': the whole sequence
     length: int = 128   # steps
 
-# %% ../../nbs/23_data.loaders.ipynb #baf34be9
+# %% ../../nbs/23_data.loaders.ipynb #2f49875d
 def _tail(values, start, stop, length):
     "`[B, length, …]` last rows of the spans `start:stop`, and which of them are real."
     rows = stop[:, None] - np.arange(length, 0, -1)
@@ -38,7 +38,7 @@ def _tail(values, start, stop, length):
     x[~mask] = 0
     return x, mask
 
-# %% ../../nbs/23_data.loaders.ipynb #11670e8d
+# %% ../../nbs/23_data.loaders.ipynb #4c3283bc
 def _squeeze(values, start, stop, length):
     "float32 `[B, length, C]`: each step the mean of the rows that fall into it; for spans of at least `length` rows."
     n, first = stop - start, offsets_of(stop - start)
@@ -55,7 +55,7 @@ def _stretch(values, start, stop, length):
     a, b = values[start[:, None] + low], values[np.minimum(start[:, None] + low + 1, stop[:, None] - 1)]
     return np.asarray(a + (b - a) * share, np.float32)
 
-# %% ../../nbs/23_data.loaders.ipynb #3d69c041
+# %% ../../nbs/23_data.loaders.ipynb #c9266f6c
 def _resample(values, start, stop, length):
     "float32 `[B, length, C]` of the whole spans, and a mask of ones."
     x = np.empty((len(start), length, values.shape[1]), np.float32)
@@ -64,13 +64,13 @@ def _resample(values, start, stop, length):
         if part.any(): x[part] = how(values, start[part], stop[part], length)
     return x, np.ones((len(start), length), bool)
 
-# %% ../../nbs/23_data.loaders.ipynb #7a4988ed
+# %% ../../nbs/23_data.loaders.ipynb #ffacaab7
 def _nearest(values, start, stop, length):
     "`[B, length, …]`: the row at the middle of each step."
     n = (stop - start)[:, None]
     return np.asarray(values[start[:, None] + np.minimum((np.arange(length) * 2 + 1) * n // (2 * length), n - 1)])
 
-# %% ../../nbs/23_data.loaders.ipynb #26eafb2d
+# %% ../../nbs/23_data.loaders.ipynb #efd6adcc
 def gather(
     frames: FrameFeatures,
     index: np.ndarray,  # int64 [B]: which sequences
@@ -86,7 +86,7 @@ def gather(
     grids[~mask] = -2
     return out | {"grids": grids}
 
-# %% ../../nbs/23_data.loaders.ipynb #365d055b
+# %% ../../nbs/23_data.loaders.ipynb #7e1fec7f
 CAP = 256    # steps a net gets to see at most, unless told otherwise
 
 def choose_view(
@@ -104,7 +104,7 @@ def choose_view(
     length = longest if longest == lengths.min() else most if kind == "tail" else int(np.median(lengths))
     return View(kind, int(np.clip(-(-length // 8) * 8, 16, cap)))
 
-# %% ../../nbs/23_data.loaders.ipynb #18dc2156
+# %% ../../nbs/23_data.loaders.ipynb #75a3c7a7
 class SequenceDataset(Dataset):
     "`dataset[positions]` is the padded batch of these positions."
     def __init__(self,
@@ -122,7 +122,7 @@ class SequenceDataset(Dataset):
         pos = np.atleast_1d(np.asarray(positions, np.int64))
         return gather(self.frames, self.index[pos], self.view) | {"flags": self.flags[pos], "pos": pos} | {k: v[pos] for k, v in self.labels.items()}
 
-# %% ../../nbs/23_data.loaders.ipynb #a6af8771
+# %% ../../nbs/23_data.loaders.ipynb #d9c68113
 class BatchOrder(Sampler):
     "Yields int64 arrays of positions; `set_epoch` picks the shuffle, and the batch to begin with."
     def __init__(self, n: int, batch_size: int, shuffle: bool = False, seed: int = 0):
@@ -135,7 +135,7 @@ class BatchOrder(Sampler):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n) if self.shuffle else np.arange(self.n)
         yield from np.array_split(order, len(self))[self.first:]
 
-# %% ../../nbs/23_data.loaders.ipynb #a5ae6a68
+# %% ../../nbs/23_data.loaders.ipynb #2df751c1
 def _worker_start(_):
     "Ctrl-C is for the parent, which then ends its workers."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -157,7 +157,7 @@ def make_loader(
     return Loader(dataset, batch_size=None, sampler=BatchOrder(len(dataset), batch_size, shuffle, seed), num_workers=workers,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator().manual_seed(seed), **more)
 
-# %% ../../nbs/23_data.loaders.ipynb #b9a8d6f1
+# %% ../../nbs/23_data.loaders.ipynb #82fcc138
 THREADED = ("tensorflow", "lightgbm", "sklearn", "polars")
 
 def safe_start_method(wanted: str, say=None) -> str:
@@ -167,7 +167,7 @@ def safe_start_method(wanted: str, say=None) -> str:
     if say: say(f"Workers are spawned, not forked: {found[0]} has been at work in this process, and its threads do not survive a fork.")
     return "spawn"
 
-# %% ../../nbs/23_data.loaders.ipynb #2badff1c
+# %% ../../nbs/23_data.loaders.ipynb #befb94af
 def lost_worker(e: BaseException) -> bool:
     "Whether an error says that a worker process died (and not that code in it failed)."
     return isinstance(e, RuntimeError) and bool(re.match(r"DataLoader worker \(pid", str(e)))
@@ -179,7 +179,7 @@ def end_workers(loader) -> None:
         it._shutdown_workers()
         loader._iterator = None
 
-# %% ../../nbs/23_data.loaders.ipynb #b3b29ae5
+# %% ../../nbs/23_data.loaders.ipynb #1e0bbe71
 def with_fewer_workers(
     attempt,       # attempt(workers) does the work
     restore,       # restore() puts everything back to where the attempt began
