@@ -7,7 +7,7 @@ __all__ = ['Design', 'gesture_design', 'composite_design', 'follows_design', 'co
            'Rule', 'read_rule', 'find_rule', 'likeliest', 'earned_rule', 'nested_answers', 'SubjectDecoder', 'decoded',
            'random_orders']
 
-# %% ../../nbs/32_evaluation.decode.ipynb #ade1b2ab
+# %% ../../nbs/32_evaluation.decode.ipynb #16dd91db
 import threading
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from ..config import UserError
 from .metric import confusion_counts, is_competition, macro_f1_of, score_of
 from ..schema import LEGAL_PAIRS, OPENINGS, ORIENTATIONS, TARGETS
 
-# %% ../../nbs/32_evaluation.decode.ipynb #fe636318
+# %% ../../nbs/32_evaluation.decode.ipynb #8a49fda9
 @dataclass(frozen=True)
 class Design:
     "Kinds of recording that a person makes, each a fixed number of times."
@@ -30,7 +30,7 @@ def _legal(classes) -> list:
     if not is_competition(classes): raise UserError("The classes are not the competition's gestures, so nothing is known about how often a person makes each of them.")
     return [(o, g, b) for o, g in LEGAL_PAIRS for b in OPENINGS if g in classes]
 
-# %% ../../nbs/32_evaluation.decode.ipynb #aa812d7b
+# %% ../../nbs/32_evaluation.decode.ipynb #a488e35f
 def gesture_design(classes) -> Design:
     "A kind is a gesture: 2, 6 or 8 recordings a person."
     gestures = [g for _, g, _ in _legal(classes)]
@@ -41,7 +41,7 @@ def composite_design(classes) -> Design:
     labels = [list(classes).index(g) for _, g, _ in _legal(classes)]
     return Design(np.array(labels), np.ones(len(labels)))
 
-# %% ../../nbs/32_evaluation.decode.ipynb #d55e0fee
+# %% ../../nbs/32_evaluation.decode.ipynb #a83a36b0
 def follows_design(
     subjects,  # [n]
     y,         # int [n] positions in `classes`
@@ -53,7 +53,7 @@ def follows_design(
     made = np.bincount(who * len(classes) + np.asarray(y), minlength=(who.max() + 1) * len(classes)).reshape(-1, len(classes))
     return bool((made <= gesture_design(classes).copies).all())
 
-# %% ../../nbs/32_evaluation.decode.ipynb #d0fb0fe0
+# %% ../../nbs/32_evaluation.decode.ipynb #886765ea
 def composite_proba(
     gesture,         # [..., C]
     orientation,     # [..., 4] in the order of ORIENTATIONS
@@ -67,7 +67,7 @@ def composite_proba(
     part = orientation[..., o] * opening[..., b]
     return gesture[..., c] * part / (part @ (c[:, None] == c))
 
-# %% ../../nbs/32_evaluation.decode.ipynb #c02268b4
+# %% ../../nbs/32_evaluation.decode.ipynb #cbab5165
 def _per_place(p, copies, floor) -> np.ndarray:
     "Probabilities of kinds as those of each single place of the kind, with a little doubt."
     return np.where(copies > 0, ((1 - floor) * p + floor * copies / copies.sum()) / np.maximum(copies, 1e-9), 0)
@@ -82,7 +82,7 @@ def _settled(place, copies, free, rounds) -> np.ndarray:
         if np.abs(free - before).max() < 1e-3: break
     return free
 
-# %% ../../nbs/32_evaluation.decode.ipynb #e7bb7473
+# %% ../../nbs/32_evaluation.decode.ipynb #8ae10cc4
 def place_proba(
     p,                   # [t, kinds] probabilities of one person's sequences
     copies,              # [kinds] places of each kind
@@ -95,7 +95,7 @@ def place_proba(
     q = copies * place * _settled(place, copies, np.ones_like(p), rounds)
     return q / q.sum(1, keepdims=True)
 
-# %% ../../nbs/32_evaluation.decode.ipynb #1f3c5404
+# %% ../../nbs/32_evaluation.decode.ipynb #88ddc8ed
 def score_groups(classes) -> tuple:
     "(bool `[K, C]` which classes each group joins, float64 `[K]` its share of the score)."
     if not is_competition(classes): return np.eye(len(classes), dtype=bool), np.full(len(classes), 1 / len(classes))
@@ -103,7 +103,7 @@ def score_groups(classes) -> tuple:
     parts = np.concatenate([np.eye(len(classes), dtype=bool)[target], ~target[None]]) if not target.all() else np.eye(len(classes), dtype=bool)
     return np.concatenate([parts, target[None]]), np.append(np.full(len(parts), 0.5 / len(parts)), 0.5)
 
-# %% ../../nbs/32_evaluation.decode.ipynb #4b980dd7
+# %% ../../nbs/32_evaluation.decode.ipynb #ac92bb70
 @dataclass(frozen=True)
 class Rule:
     "How to turn probabilities into answers: what one more answer of each group adds to the score."
@@ -120,7 +120,7 @@ class Rule:
 
 def read_rule(kept: dict) -> Rule: return Rule(np.array(kept["groups"], bool), np.array(kept["worth"]), np.array(kept["bar"]))
 
-# %% ../../nbs/32_evaluation.decode.ipynb #8623d873
+# %% ../../nbs/32_evaluation.decode.ipynb #ea1de453
 def find_rule(
     p,       # [n, C] out-of-fold probabilities, calibrated
     y,       # int [n]
@@ -138,7 +138,7 @@ def find_rule(
         rule = Rule(groups, worth, bar) if rule is None else Rule(groups, (rule.worth + worth) / 2, (rule.bar + bar) / 2)
     return rule
 
-# %% ../../nbs/32_evaluation.decode.ipynb #1865384c
+# %% ../../nbs/32_evaluation.decode.ipynb #dff753e7
 def likeliest(classes) -> Rule:
     "The rule that takes the likeliest class."
     return Rule(np.eye(len(classes), dtype=bool), np.ones(len(classes)), np.zeros(len(classes)))
@@ -156,14 +156,14 @@ def earned_rule(p, y, fold, classes, least: float = 0.002) -> Rule:
     for k in np.unique(fold): answers[fold == k] = find_rule(p[fold != k], y[fold != k], classes).decide(p[fold == k])
     return find_rule(p, y, classes) if _score(y, answers, classes) >= _score(y, p.argmax(1), classes) + least else likeliest(classes)
 
-# %% ../../nbs/32_evaluation.decode.ipynb #f4817c54
+# %% ../../nbs/32_evaluation.decode.ipynb #4f0b2606
 def nested_answers(p, y, fold, classes) -> tuple:
     "(int64 `[n]` answers, each by a rule found without its fold; the rule of all folds). Rows of NaN are answered by -1."
     p, y, fold, out = np.asarray(p, np.float64), np.asarray(y), np.asarray(fold), np.full(len(y), -1)
     for k in np.unique(fold): out[fold == k] = earned_rule(p[fold != k], y[fold != k], fold[fold != k], classes).decide(np.nan_to_num(p[fold == k]))
     return np.where(np.isfinite(p).all(1), out, -1), earned_rule(p, y, fold, classes)
 
-# %% ../../nbs/32_evaluation.decode.ipynb #e45e64e7
+# %% ../../nbs/32_evaluation.decode.ipynb #d2560db8
 class _Person:
     "The sequences of one person so far."
     def __init__(self, design):
@@ -177,7 +177,7 @@ class _Person:
         q = copies * self.place[-1] * self.free[-1]
         return q / q.sum()
 
-# %% ../../nbs/32_evaluation.decode.ipynb #e0f1aea4
+# %% ../../nbs/32_evaluation.decode.ipynb #c32eeaec
 class SubjectDecoder:
     "Answers sequences in the order of their arrival, persons interleaved. Safe to call from several threads."
     def __init__(self,
@@ -213,7 +213,7 @@ class SubjectDecoder:
 
     def _by_class(self, v) -> np.ndarray: return np.bincount(self.design.label, v, minlength=len(self.classes))
 
-# %% ../../nbs/32_evaluation.decode.ipynb #29efdc64
+# %% ../../nbs/32_evaluation.decode.ipynb #2e3b524c
 def decoded(
     subjects,             # [n]
     p,                    # [n, C] or [n, kinds]
