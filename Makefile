@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_OUT ?= out
-export PYTHONUNBUFFERED := 1
 
 .PHONY: setup run test lint drift notebooks readme lab bench soak clean
 
@@ -15,6 +14,7 @@ run: setup
 		--no-progress-bar --stdout-file - --stderr-file /dev/stderr
 
 test: lint drift
+	@$(BIN)/python tools/browser.py
 	@$(BIN)/python tools/notebooks.py test
 	@$(BIN)/python -m pytest tests -q -ra --durations=10
 

@@ -9,9 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
-# settings of the person who runs the tests must not steer them
+# settings of the person who runs the tests must not steer them, nor may an unbuffered Python hide a missing flush
 for name in list(os.environ):
-    if name.startswith(("W_", "DL_", "GESTURE_NB_")) or name in ("OUTPUT_PATH", "FEATURE_STORE", "RUN_ANY_TRAINING", "RESUME", "PROGRESS", "USE_TQDM"):
+    if name.startswith(("W_", "DL_", "GESTURE_NB_")) or name in ("OUTPUT_PATH", "FEATURE_STORE", "RUN_ANY_TRAINING", "RESUME", "PROGRESS", "USE_TQDM", "PYTHONUNBUFFERED"):
         del os.environ[name]
 
 

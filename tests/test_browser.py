@@ -1,0 +1,89 @@
+"""JupyterLab in a real browser: Run All moves the bars, shows the loss beside them, and the lines appear as well."""
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def lab(toy, tmp_path_factory):
+    """A JupyterLab server on this machine, with one notebook."""
+    import nbformat
+
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here, and installing one needs the privilege to (see tools/browser.py)")
+    folder = tmp_path_factory.mktemp("lab")
+    settings = f"data={str(toy)!r}, output_path={str(folder / 'out')!r}, members='torch', folds=2, epochs=30, batch_size=8, log_every_steps=1"
+    cells = ["from gesture_nb.app import main, picker", f"if __name__ == '__main__': outcome = main({settings})", "picker(outcome)"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(nb, folder / "go.ipynb")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    environ = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder / "data")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=t", "--allow-root",
+               f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    server = subprocess.Popen(command, env=environ, stdout=open(folder / "lab.log", "w"), stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            json.load(urllib.request.urlopen(f"{address}/api?token=t", timeout=2))
+            break
+        except OSError:
+            time.sleep(0.25)
+    else:
+        server.kill()
+        pytest.fail("JupyterLab did not start: " + (folder / "lab.log").read_text()[-2000:])
+    yield f"{address}/lab/tree/go.ipynb?token=t"
+    server.terminate()
+    server.wait(timeout=20)
+
+
+def bars(page):
+    """(label, width in percent, text beside it) of each bar that shows."""
+    rows = page.locator(".widget-hbox:has(.progress-bar)")
+    found = []
+    for i in range(rows.count()):
+        row = rows.nth(i)
+        width = re.search(r"width:\s*([\d.]+)%", row.locator(".progress-bar").get_attribute("style") or "")
+        found.append((row.locator(".widget-label").inner_text(), float(width[1]) if width else 0.0, row.locator(".widget-html-content").inner_text()))
+    return found
+
+
+def test_bars_move_in_jupyterlab(lab):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.goto(lab)
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=90_000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        page.wait_for_selector(".progress-bar", state="attached", timeout=120_000)
+        seen = []
+        while time.sleep(0.1) or "Everything is in" not in page.locator(".jp-Notebook").inner_text():
+            seen.append(bars(page))
+            assert len(seen) < 3000, "the run did not end"
+        last = bars(page)
+        page.wait_for_selector(".widget-dropdown, .widget-slider, .widget-inline-hbox", timeout=60_000)
+        text = page.locator(".jp-Notebook").inner_text()
+        if os.environ.get("BROWSER_PICTURE"):
+            page.screenshot(path=os.environ["BROWSER_PICTURE"], full_page=True)
+        browser.close()
+    widths = {row[1] for rows in seen for row in rows if "epoch" in row[0].lower() or "fold" in row[0].lower()}
+    assert len(widths) > 3, f"the bars did not move: {widths}"
+    assert any("loss" in row[2] and "lr" in row[2] for rows in seen for row in rows)
+    assert last[0][1] == 100.0
+    assert "[Torch] fold=1 epoch=1/30 step=1/" in text and text.count("Loading training data") == 1
