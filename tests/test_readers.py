@@ -98,6 +98,12 @@ def test_words_that_look_like_nothing_stay_words(tmp_path):
     assert t.meta["gesture"].tolist() == ["none", "NA", "null"] and t.meta["subject"].tolist() == ["1", "01", "nan"]
 
 
+def test_zero_bytes_do_not_make_a_second_sequence(tmp_path):
+    (tmp_path / "a.csv").write_text(tidy().to_csv(index=False).replace("s0,ann,wave,1", "s0\0,ann,wave,1"))
+    t = read_tidy(tmp_path / "a.csv")
+    assert t.meta["sequence_id"].tolist() == ["s0", "s1", "s2"] and t.offsets.tolist() == [0, 4, 7, 12]
+
+
 def test_rates(tmp_path):
     time = np.concatenate([np.arange(k) / 25 for k in (4, 3, 5)])
     assert read_tidy(save(tidy(t=time), tmp_path / "a.csv")).meta["sample_rate_hz"].tolist() == [25] * 3

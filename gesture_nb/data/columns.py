@@ -6,7 +6,7 @@
 __all__ = ['LARGEST', 'IDS', 'Place', 'numpy_of', 'floats', 'codes_of', 'values_of', 'boundaries', 'check_counter', 'facts',
            'rate_from_times', 'rates', 'floats64', 'assemble']
 
-# %% ../../nbs/12_data.columns.ipynb #3c7718ca
+# %% ../../nbs/12_data.columns.ipynb #e2bc948e
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from ..config import UserError
 from .sequences import SequenceTable, check_table, offsets_of
 
-# %% ../../nbs/12_data.columns.ipynb #6a798436
+# %% ../../nbs/12_data.columns.ipynb #de78d438
 @dataclass(frozen=True)
 class Place:
     "A file whose rows can be pointed at."
@@ -28,7 +28,7 @@ class Place:
         where = [str(self.path)] + ([] if i is None else [self.row(int(i))]) + ([] if column is None else [f"column '{column}'"])
         return UserError(f"{', '.join(where)}: {said.rstrip('.')}.{' ' + todo if todo else ''}")
 
-# %% ../../nbs/12_data.columns.ipynb #fea147bb
+# %% ../../nbs/12_data.columns.ipynb #a37a1232
 LARGEST = 1e6  # no sensor reads more; beyond it, a reading counts as broken
 _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$|^-?([iI]nf|[iI]nfinity)$"
 _NOTHING = ["", "nan", "NaN", "NAN", "-nan", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "Null", "None", "<NA>"]
@@ -36,14 +36,16 @@ _NOTHING = ["", "nan", "NaN", "NAN", "-nan", "NA", "N/A", "n/a", "#N/A", "null",
 def _spelled(a):
     "Arrow text as (float64, where it spells neither a number nor nothing)."
     import pyarrow as pa, pyarrow.compute as pc
-    a = pc.replace_substring_regex(pc.utf8_trim_whitespace(a.cast(pa.string())), r"^\+", "")
+    a = a.cast(pa.string())
+    try: return a.cast(pa.float64()), np.zeros(len(a), bool)
+    except pa.ArrowInvalid: a = pc.replace_substring_regex(pc.utf8_trim_whitespace(a), r"^\+", "")
     number = pc.match_substring_regex(a, _NUMBER)
     broken = pc.invert(pc.or_(number, pc.is_in(a, pa.array(_NOTHING))))
     return pc.if_else(number, a, None).cast(pa.float64()), numpy_of(pc.fill_null(broken, False))
 
 def numpy_of(a) -> np.ndarray: return np.asarray(a.to_numpy(zero_copy_only=False) if not hasattr(a, "chunks") else a.to_numpy())
 
-# %% ../../nbs/12_data.columns.ipynb #256129e6
+# %% ../../nbs/12_data.columns.ipynb #4bb7aac6
 def floats(a):
     "An Arrow column of any type as float32 (NaN where there is no number), and where there was something that is no number (None: nowhere)."
     import pyarrow as pa
@@ -55,7 +57,7 @@ def floats(a):
         with np.errstate(over="ignore"): return numpy_of(a.cast(pa.float32(), safe=False)), broken
     except pa.ArrowException: return np.full(len(a), np.nan, np.float32), numpy_of(a.is_valid())
 
-# %% ../../nbs/12_data.columns.ipynb #f55454a4
+# %% ../../nbs/12_data.columns.ipynb #f59d1a79
 def codes_of(column):
     "Codes int32 [rows] and the array [K] of values they stand for."
     import pyarrow as pa, pyarrow.compute as pc
@@ -66,17 +68,20 @@ def codes_of(column):
     number = pa.types.is_integer(words.type) or pa.types.is_floating(words.type) or pa.types.is_boolean(words.type)
     words = numpy_of(words) if number else np.array(words.cast(pa.string()).to_pylist(), dtype=str)
     codes = numpy_of(column.indices.cast(pa.int32()).fill_null(-1))
+    if not number and len(set(words.tolist())) < len(words):  # NumPy drops zero bytes at the end of a word
+        words, same = np.unique(words, return_inverse=True)
+        codes = np.where(codes < 0, np.int32(-1), same.astype(np.int32)[codes])
     if not number and (words == "").any(): codes = np.where(words[codes] == "", np.int32(-1), codes)
     return codes, words
 
-# %% ../../nbs/12_data.columns.ipynb #128f72f3
+# %% ../../nbs/12_data.columns.ipynb #57ecbf06
 def values_of(codes, words) -> np.ndarray:
     "The values of `codes`; what is missing becomes an empty word or NaN."
     if (codes >= 0).all() and len(words): return words[codes]
     words = np.append(words.astype(float) if words.dtype.kind in "iufb" else words.astype(f"<U{max(words.dtype.itemsize // 4, 1)}"), np.nan if words.dtype.kind in "iufb" else "")
     return words[codes]
 
-# %% ../../nbs/12_data.columns.ipynb #a4dac0c6
+# %% ../../nbs/12_data.columns.ipynb #92eb99e8
 def boundaries(place: Place, sequence, subject, names) -> np.ndarray:
     "int64 `[n+1]` from the codes of `sequence_id` and `subject`; `names` are the words of the former."
     for codes, column in ((sequence, "sequence_id"), (subject, "subject")):
@@ -94,7 +99,7 @@ def boundaries(place: Place, sequence, subject, names) -> np.ndarray:
         raise place.error(f"sequence '{names[sequence[i]]}' begins a second time", i, "sequence_id", "Sort the file by sequence_id and sequence_counter, and see that no id is used twice.")
     return np.append(start, len(sequence)).astype(np.int64)
 
-# %% ../../nbs/12_data.columns.ipynb #8c32268f
+# %% ../../nbs/12_data.columns.ipynb #8c564a90
 def check_counter(place: Place, counter, offsets) -> None:
     "Whole numbers that grow inside each sequence."
     bad = ~np.isfinite(counter) | (counter != np.floor(counter))
@@ -106,7 +111,7 @@ def check_counter(place: Place, counter, offsets) -> None:
         said = "appears twice in its sequence" if step[i - 1] == 0 else f"comes after {counter[i - 1]:.0f}"
         raise place.error(f"counter {counter[i]:.0f} {said}", i, "sequence_counter", "Sort the file by sequence_id and sequence_counter, and drop repeated rows.")
 
-# %% ../../nbs/12_data.columns.ipynb #55f4133b
+# %% ../../nbs/12_data.columns.ipynb #5f252fef
 def _changes(codes, offsets):
     "The first row whose code differs from that of its sequence's first row, or None."
     differs = codes != np.repeat(codes[offsets[:-1]], np.diff(offsets))
@@ -118,7 +123,7 @@ def _gesture_start(codes, words, offsets) -> np.ndarray:
     first = np.minimum.reduceat(at, offsets[:-1])
     return np.where(first < offsets[1:], first - offsets[:-1], -1)
 
-# %% ../../nbs/12_data.columns.ipynb #229bdad7
+# %% ../../nbs/12_data.columns.ipynb #55095b2e
 def facts(place: Place, rest, offsets) -> dict:
     "Metadata from the columns of the Arrow table `rest` that are neither ids nor channels."
     out = {}
@@ -135,7 +140,7 @@ def facts(place: Place, rest, offsets) -> dict:
         elif at is None: out[name] = values_of(first, words)
     return out
 
-# %% ../../nbs/12_data.columns.ipynb #749161ed
+# %% ../../nbs/12_data.columns.ipynb #b35aa656
 def rate_from_times(time, offsets) -> np.ndarray:
     "float32 `[n]`: samples a second from times in seconds; a sequence that cannot tell takes the middle of the others."
     n = len(offsets) - 1
@@ -150,7 +155,7 @@ def rate_from_times(time, offsets) -> np.ndarray:
     with np.errstate(all="ignore"): rate = np.bincount(of[keep], minlength=n) / np.bincount(of[keep], step[keep], minlength=n)
     return np.where(np.isfinite(rate), rate, np.nan if not np.isfinite(rate).any() else np.nanmedian(rate)).astype(np.float32)
 
-# %% ../../nbs/12_data.columns.ipynb #bf93cbf9
+# %% ../../nbs/12_data.columns.ipynb #427022f2
 def rates(
     place: Place,
     rest,            # Arrow table, perhaps with `sample_rate_hz` or with times `t` in seconds
@@ -172,7 +177,7 @@ def floats64(column):
     import pyarrow as pa
     return numpy_of(column.cast(pa.float64(), safe=False)) if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) else None
 
-# %% ../../nbs/12_data.columns.ipynb #fb6e7e0b
+# %% ../../nbs/12_data.columns.ipynb #7b3a120a
 IDS = ("sequence_id", "subject", "sequence_counter")
 
 def assemble(

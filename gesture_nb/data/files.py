@@ -6,7 +6,7 @@
 __all__ = ['meant', 'need_columns', 'check_header', 'csv_trouble', 'csv_batches', 'BrokenFile', 'open_parquet', 'parquet_rows',
            'parquet_batches', 'opened', 'batches_of', 'table_of', 'read_tidy']
 
-# %% ../../nbs/12_data.files.ipynb #7fe86914
+# %% ../../nbs/12_data.files.ipynb #2270b918
 import csv
 import gzip
 import re
@@ -20,7 +20,7 @@ from .columns import IDS, LARGEST, Place, assemble, floats
 from .sequences import SequenceTable
 from ..schema import ACC, CHANNELS, DEMOGRAPHICS, GROUPS, TOF
 
-# %% ../../nbs/12_data.files.ipynb #8d2dd210
+# %% ../../nbs/12_data.files.ipynb #c135930c
 _SLIP = re.compile(r"(acc|accel|accelerometer|acceleration|gyr|gyro|gyroscope|rot|rotation|quat|quaternion|thm|thermopile|tof)[^a-z0-9]*(\d?)[^a-z0-9]*(v?\d*|[wxyz])$")
 _SHORT = {"q": "rot", "r": "rot", "g": "gyr", "a": "acc", "th": "thm", "to": "tof"}
 
@@ -32,7 +32,7 @@ def meant(name: str):
     near = "_".join(p for p in (head, m[2], m[3]) if p)
     return near if near in CHANNELS and near != name else None
 
-# %% ../../nbs/12_data.files.ipynb #cb4e6bc2
+# %% ../../nbs/12_data.files.ipynb #fc442693
 def need_columns(place: Place, columns, wanted) -> None:
     "Refuses a header that lacks one of the columns `wanted`."
     lost = [c for c in wanted if c not in columns]
@@ -43,6 +43,7 @@ def need_columns(place: Place, columns, wanted) -> None:
     rest = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
     raise place.error(f"there is no column '{lost[0]}'{rest}", todo=(hint or f" The columns are: {', '.join(map(repr, columns[:12]))}{', …' if len(columns) > 12 else ''}.").strip())
 
+# %% ../../nbs/12_data.files.ipynb #19236d6d
 def check_header(place: Place, columns) -> list:
     "The channels among `columns`, after refusing headers that are incomplete, ambiguous or misspelt."
     twice = next((c for i, c in enumerate(columns) if c in columns[:i]), None)
@@ -56,7 +57,7 @@ def check_header(place: Place, columns) -> list:
         if set(whole) & set(channels): need_columns(place, columns, whole)
     return channels
 
-# %% ../../nbs/12_data.files.ipynb #4dd21562
+# %% ../../nbs/12_data.files.ipynb #d2507437
 def _text(path: Path):
     "A CSV file as text; bytes that are no UTF-8 become lone surrogates."
     return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -65,6 +66,7 @@ def _is_number(cell: str) -> bool:
     try: return float(cell) is not None
     except ValueError: return cell.strip().lower() in ("", "na", "n/a", "#n/a", "null", "none")
 
+# %% ../../nbs/12_data.files.ipynb #5cf23281
 def _header(path: Path) -> list:
     "The names in the first line."
     place = Place(path, True)
@@ -78,7 +80,7 @@ def _header(path: Path) -> list:
     if any("\udc80" <= ch <= "\udcff" for ch in "".join(header)): raise place.error("the header is no UTF-8 text", -1, todo="Save the file as CSV in UTF-8.")
     return header
 
-# %% ../../nbs/12_data.files.ipynb #6385e57c
+# %% ../../nbs/12_data.files.ipynb #0ef5b62d
 def _first_bad(path: Path, header: list, k: int = None):
     "(line, column position or None, what is wrong) of the first bad line, looking for non-numbers in column `k` only."
     with _text(path) as f:
@@ -91,6 +93,7 @@ def _first_bad(path: Path, header: list, k: int = None):
             if k is not None and not _is_number(row[k]): return rows.line_num, k, f"'{row[k][:40]}' is not a number. Mend the cell or leave it empty"
     return None
 
+# %% ../../nbs/12_data.files.ipynb #8f073752
 def csv_trouble(path: Path, header: list, e: Exception) -> UserError:
     "The sentence for what PyArrow said about a CSV file."
     place, m = Place(path, True), re.search(r"In CSV column #(\d+): CSV conversion error to \w+: invalid value", str(e))
@@ -100,7 +103,7 @@ def csv_trouble(path: Path, header: list, e: Exception) -> UserError:
     said, _, todo = bad[2].partition(". ")
     return place.error(said, bad[0] - 2, None if bad[1] is None or bad[1] >= len(header) else header[bad[1]], todo + ".")
 
-# %% ../../nbs/12_data.files.ipynb #9ca25ca3
+# %% ../../nbs/12_data.files.ipynb #63999591
 @contextmanager
 def _progress(reporter, title: str, total: float, unit: str):
     "Yields `advance(n)`."
@@ -108,6 +111,7 @@ def _progress(reporter, title: str, total: float, unit: str):
     else:
         with reporter.task(title, max(int(total), 1), unit=unit) as t: yield t.advance
 
+# %% ../../nbs/12_data.files.ipynb #e0e4be27
 def csv_batches(path: Path, header: list, channels, reporter=None):
     "Record batches of a CSV file: channels as float32, counters and times as float64, all else as words."
     import pyarrow as pa
@@ -123,7 +127,7 @@ def csv_batches(path: Path, header: list, channels, reporter=None):
                 if raw.tell() >> 20 > done: advance((raw.tell() >> 20) - done); done = raw.tell() >> 20
     except (pa.ArrowException, OSError) as e: raise csv_trouble(path, header, e) from None
 
-# %% ../../nbs/12_data.files.ipynb #22a350da
+# %% ../../nbs/12_data.files.ipynb #a1959028
 class BrokenFile(UserError):
     "A file that cannot be read at all."
 
@@ -141,6 +145,7 @@ def open_parquet(path: Path):
         words = [f.name for f in pq.read_schema(path) if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
         return pq.ParquetFile(path, read_dictionary=words, page_checksum_verification=True)
 
+# %% ../../nbs/12_data.files.ipynb #37060c9c
 def _is_cell(t) -> bool:
     "Whether values of this Arrow type are numbers or words, rather than lists, records or bytes."
     import pyarrow as pa
@@ -153,6 +158,7 @@ def _parquet_header(place: Place) -> list:
         if f.name in (*IDS, "gesture", *CHANNELS) and not _is_cell(f.type): raise place.error(f"it holds {f.type} values, not numbers or words", column=f.name, todo="Write one number or word a row.")
     return [f.name for f in fields if _is_cell(f.type)]
 
+# %% ../../nbs/12_data.files.ipynb #adc46586
 def parquet_rows(path: Path) -> int:
     "How many rows a Parquet file says it has."
     with open_parquet(path) as file: return file.metadata.num_rows
@@ -168,7 +174,7 @@ def parquet_batches(path: Path, reporter=None, rows: int = 1 << 14):
             yield batch
             advance(batch.num_rows)
 
-# %% ../../nbs/12_data.files.ipynb #7f92c470
+# %% ../../nbs/12_data.files.ipynb #bab15bdb
 def opened(path: Path):
     "The `Place` and the header of a file."
     if not path.is_file(): raise UserError(f"There is no file {path}.")
@@ -179,7 +185,7 @@ def batches_of(place: Place, header: list, channels, reporter=None):
     "Record batches of a file, whatever its kind."
     return csv_batches(place.path, header, channels, reporter) if place.lines else parquet_batches(place.path, reporter)
 
-# %% ../../nbs/12_data.files.ipynb #2c6e039c
+# %% ../../nbs/12_data.files.ipynb #476ab485
 def _readings(place: Place, batch, channels, row: int, x: np.ndarray) -> None:
     "Fills `x`, float32 `[channels, rows]`, from one batch that begins at data row `row`."
     for k, c in enumerate(channels):
@@ -192,6 +198,7 @@ def _readings(place: Place, batch, channels, row: int, x: np.ndarray) -> None:
         k, i = np.argwhere(wild)[0]
         raise place.error(f"{x[k, i]} is no reading of a sensor", row + i, channels[k], "Mend the cell or leave it empty.")
 
+# %% ../../nbs/12_data.files.ipynb #342f6955
 def _gather(place: Place, batches, channels, rows: int = None):
     "(float32 [channels, rows], the other columns as an Arrow table); with `rows` known beforehand nothing is copied twice."
     import pyarrow as pa
@@ -214,12 +221,13 @@ def _joined(blocks: list, rows: int) -> np.ndarray:
         a, blocks[k] = a + x.shape[1], None
     return values
 
+# %% ../../nbs/12_data.files.ipynb #b1cf63c4
 def table_of(place: Place, batches, channels, rate_hz: float = float("nan"), rows: int = None) -> SequenceTable:
     "The checked table of a file's record batches, of which there are `rows` rows if that is known."
     values, rest = _gather(place, batches, channels, rows)
     return assemble(place, values, channels, rest, rate_hz)
 
-# %% ../../nbs/12_data.files.ipynb #ce70a00f
+# %% ../../nbs/12_data.files.ipynb #5939f6c6
 _NUMBERS = (*DEMOGRAPHICS[1:], "fold")
 
 def _spelled_numbers(t: SequenceTable) -> SequenceTable:
@@ -231,6 +239,7 @@ def _spelled_numbers(t: SequenceTable) -> SequenceTable:
             if not broken.any(): t.meta[k] = x.astype(np.int64) if k == "fold" and (x == np.floor(x)).all() else x
     return t
 
+# %% ../../nbs/12_data.files.ipynb #3101bf65
 def read_tidy(
     path,                         # a tidy .parquet, .csv or .csv.gz file
     reporter=None,                # hears how far it is

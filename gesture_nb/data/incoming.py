@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['columns_of', 'demographics_of', 'finite', 'from_frame']
 
-# %% ../../nbs/12_data.incoming.ipynb #5d06cc98
+# %% ../../nbs/12_data.incoming.ipynb #d8f2043b
 import numpy as np
 
 from ..config import UserError
@@ -13,7 +13,7 @@ from .columns import LARGEST, codes_of, floats, floats64, rate_from_times, value
 from .sequences import SequenceTable, offsets_of
 from ..schema import ACC, CHANNELS, DEMOGRAPHICS
 
-# %% ../../nbs/12_data.incoming.ipynb #ca5d680f
+# %% ../../nbs/12_data.incoming.ipynb #3afe3c09
 def _as_arrow(cells):
     "An Arrow array of whatever `cells` holds."
     import pyarrow as pa
@@ -36,7 +36,7 @@ def columns_of(frame, wanted) -> dict:
     if len({len(a) for a in out.values()}) > 1: raise UserError(f"The columns of the frame differ in length: {', '.join(f'{c} {len(a)}' for c, a in list(out.items())[:6])}.")
     return out
 
-# %% ../../nbs/12_data.incoming.ipynb #20138386
+# %% ../../nbs/12_data.incoming.ipynb #ae8ee4be
 def demographics_of(
     frame,    # one row a subject, with any of `schema.DEMOGRAPHICS`; None: nothing is known
     subject,  # str [n]
@@ -57,7 +57,7 @@ def finite(column) -> np.ndarray:
     x = floats(column)[0]
     return np.where(np.abs(x) <= LARGEST, x, np.float32(np.nan))
 
-# %% ../../nbs/12_data.incoming.ipynb #39e3d12b
+# %% ../../nbs/12_data.incoming.ipynb #38b88354
 def _words(columns: dict, name: str, rows: int) -> np.ndarray:
     "str `[rows]`: a column as words; empty where it has none."
     if name not in columns: return np.full(rows, "")
@@ -70,7 +70,7 @@ def _order(columns: dict, code) -> np.ndarray:
     counter = floats64(columns["sequence_counter"])
     return np.lexsort((floats(columns["sequence_counter"])[0] if counter is None else counter, code))
 
-# %% ../../nbs/12_data.incoming.ipynb #8bc2b607
+# %% ../../nbs/12_data.incoming.ipynb #bbd8ee46
 def from_frame(
     frame,                        # Polars, pandas or PyArrow table, or a dictionary of columns; extra columns are ignored
     demographics=None,            # the same kinds, one row a subject
@@ -92,7 +92,7 @@ def from_frame(
     offsets = offsets_of(np.bincount(code))
     return SequenceTable(values, names, offsets, _meta(columns, demographics, order, offsets, rate_hz))
 
-# %% ../../nbs/12_data.incoming.ipynb #649f3d8d
+# %% ../../nbs/12_data.incoming.ipynb #850d275f
 def _meta(columns: dict, demographics, order, offsets, rate_hz: float) -> dict:
     "What is known about each sequence, from its first row."
     rows, head = len(order), order[offsets[:-1]]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READER_VERSION', 'keep_as_parquet', 'read_competition', 'read_table', 'source_fingerprint', 'from_frame', 'read_tidy']
 
-# %% ../../nbs/12_data.readers.ipynb #76c96131
+# %% ../../nbs/12_data.readers.ipynb #8e9a2bd9
 import os
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from .incoming import demographics_of, from_frame
 from .sequences import SequenceTable, with_meta
 from ..schema import CMI_RATE_HZ, DEMOGRAPHICS, TEST_COLUMNS, TRAIN_COLUMNS
 
-# %% ../../nbs/12_data.readers.ipynb #e1d333df
+# %% ../../nbs/12_data.readers.ipynb #86270d15
 _all_ = ["from_frame", "read_tidy"]
 
-# %% ../../nbs/12_data.readers.ipynb #f5dd7b97
+# %% ../../nbs/12_data.readers.ipynb #a7bf3db3
 def _stamp(path: Path) -> str:
     "What tells quickly that a file is still the same: its size, time, first and last bytes."
     s = path.stat()
@@ -39,7 +39,7 @@ def _kept_rows(path: Path, stamp: str):
 
 READER_VERSION = 1  # grows when the same bytes would be read differently
 
-# %% ../../nbs/12_data.readers.ipynb #82cede30
+# %% ../../nbs/12_data.readers.ipynb #0e9e75a4
 def _tables(batches, rows: int):
     "Batches joined to Arrow tables of at least `rows` rows."
     import pyarrow as pa
@@ -49,6 +49,7 @@ def _tables(batches, rows: int):
         if n >= rows: yield pa.Table.from_batches(held); held, n = [], 0
     if held: yield pa.Table.from_batches(held)
 
+# %% ../../nbs/12_data.readers.ipynb #046b90d0
 def keep_as_parquet(
     path: Path,       # a CSV file
     cache,            # the folder of the Parquet file
@@ -73,7 +74,7 @@ def keep_as_parquet(
         writer.close()
     return kept
 
-# %% ../../nbs/12_data.readers.ipynb #d14e5bf0
+# %% ../../nbs/12_data.readers.ipynb #903c6b3c
 def _one_of(folder: Path, stem: str, needed: bool = True):
     "`stem`.csv, .csv.gz or .parquet in `folder`."
     found = [p for e in (".csv", ".csv.gz", ".parquet") if (p := folder / f"{stem}{e}").is_file()]
@@ -81,6 +82,7 @@ def _one_of(folder: Path, stem: str, needed: bool = True):
     there = sorted(p.name for p in folder.iterdir())[:8]
     raise UserError(f"The folder {folder} holds no {stem}.csv; there is {', '.join(there) if there else 'nothing in it'}. Name the competition's folder, or a tidy Parquet or CSV file, with --data.")
 
+# %% ../../nbs/12_data.readers.ipynb #d3de10ac
 def _people(path: Path, subject) -> dict:
     "What a demographics file knows of each `subject`."
     import pyarrow as pa
@@ -99,7 +101,7 @@ def _people(path: Path, subject) -> dict:
         if broken is not None and broken.any(): i = int(np.argmax(broken)); raise place.error(f"'{table[c][i].as_py()}' is not a number", i, c, "Mend the cell or leave it empty.")
     return demographics_of(table, subject)
 
-# %% ../../nbs/12_data.readers.ipynb #c34e1cde
+# %% ../../nbs/12_data.readers.ipynb #ed773172
 def _writable(folder, reporter) -> bool:
     "Whether the cache can be used; if not, the reporter says so."
     if folder is None: return False
@@ -108,6 +110,7 @@ def _writable(folder, reporter) -> bool:
     if not ok and reporter is not None: reporter.say(f"Nothing can be written to {folder}: the CSV file is parsed each time.")
     return ok
 
+# %% ../../nbs/12_data.readers.ipynb #623ae7e5
 def _rows(place: Place, header, channels, cache, reporter) -> SequenceTable:
     "The table of one of the competition's files, by way of the cache if there is one."
     if not place.lines or not _writable(cache, reporter): return table_of(place, batches_of(place, header, channels, reporter), channels, CMI_RATE_HZ)
@@ -118,7 +121,7 @@ def _rows(place: Place, header, channels, cache, reporter) -> SequenceTable:
         kept.unlink()
     return table_of(place, parquet_batches(keep_as_parquet(place.path, cache, header, channels, reporter), reporter), channels, CMI_RATE_HZ)
 
-# %% ../../nbs/12_data.readers.ipynb #8ad56602
+# %% ../../nbs/12_data.readers.ipynb #58c9eda3
 def read_competition(
     folder,          # with train.csv or test.csv, as the competition lays them out
     split: str = "train",
@@ -135,7 +138,7 @@ def read_competition(
     if people is None and reporter is not None: reporter.say(f"{folder.name} holds no {split}_demographics.csv: nothing is known about the wearers.")
     return t if people is None else with_meta(t, **_people(people, t.meta["subject"]))
 
-# %% ../../nbs/12_data.readers.ipynb #35606b38
+# %% ../../nbs/12_data.readers.ipynb #9c0ebf5f
 def _sim_arguments(data: str) -> dict:
     "`'sim:2000:7'` → how many sequences, and the seed."
     given = dict(zip(("sequences", "seed"), data.split(":")[1:]))
@@ -144,6 +147,7 @@ def _sim_arguments(data: str) -> dict:
     if not ok: raise UserError(f"--data is '{data}', but simulated data is 'sim', 'sim:SEQUENCES' or 'sim:SEQUENCES:SEED', with whole numbers.")
     return {"sequences": 500, "seed": 0} | numbers
 
+# %% ../../nbs/12_data.readers.ipynb #3c56bafe
 def _kind(data) -> str:
     "'spar', 'sim', 'folder', 'record' (the file behind spar) or 'file'; a `UserError` if there is no such data."
     name = str(data)
@@ -154,7 +158,7 @@ def _kind(data) -> str:
     near = suggestion(name, ["spar", "sim"]) or (suggestion(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else "")
     raise UserError(f"There is no data '{name}': --data is spar, sim, a competition folder, or a tidy Parquet or CSV file.{near}")
 
-# %% ../../nbs/12_data.readers.ipynb #92cf5600
+# %% ../../nbs/12_data.readers.ipynb #dab00ca2
 def read_table(
     data,            # 'spar', 'sim', a competition folder or a tidy file
     settings=None,   # for the fold column, and for where a CSV's Parquet file is kept
@@ -176,7 +180,7 @@ def read_table(
         raise UserError(f"The setting fold_column is '{column}', but {data} has no such column that is constant in each sequence; it has {', '.join(t.meta)}.{suggestion(column, t.meta)}")
     return t
 
-# %% ../../nbs/12_data.readers.ipynb #8228d14a
+# %% ../../nbs/12_data.readers.ipynb #98fe6580
 def _sha(path: Path, cache) -> str:
     "SHA-256 of a file, looked up if nothing about it changed."
     if cache is None: return sha256_file(path)
@@ -189,6 +193,7 @@ def _sha(path: Path, cache) -> str:
         except UserError: pass  # it only saves time
     return known[stamp]
 
+# %% ../../nbs/12_data.readers.ipynb #ad5c4ad0
 def source_fingerprint(
     data,        # as for `read_table`
     cache=None,  # where checksums of big files are remembered
