@@ -70,7 +70,7 @@ def motion(column, steps, rate):
     angle = np.linalg.norm(omega, axis=1) / rate
     angle[0] = 0
     out |= {"motion.angle": angle, "motion.turned": np.array([angle[:i + 1].sum() for i in range(steps)]), "motion.away": known * np.array([(r[0].inv() * x).magnitude() for x in r])}
-    sign, quats = 1, [x.as_quat(scalar_first=True) for x in r]
+    quats = [x.as_quat(scalar_first=True) for x in r]
     for i, x in enumerate(quats):
         lead = x[np.flatnonzero(np.abs(x) > 1e-12)[0]]
         quats[i] = (np.sign(lead) if i == 0 else (1 if x @ quats[i - 1] >= 0 else -1)) * x

@@ -14,8 +14,9 @@ from gesture_nb.data.sequences import blocks, span, table_from_arrays, take
 from gesture_nb.features import store as S
 from gesture_nb.features.frames import FrameSettings, frame_features
 from gesture_nb.features.summary import summarise
-from gesture_nb.progress import Reporter, Sink
+from gesture_nb.progress import Reporter
 from gesture_nb.schema import ACC, ROT, THM, TOF
+from gesture_nb.sinks import Sink
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ACC + ROT + THM + TOF[:128]

@@ -6,10 +6,10 @@
 __all__ = ['Rows', 'change', 'fill', 'decayed_sum', 'smooth', 'product', 'conjugate', 'length', 'matrix', 'rotate',
            'sign_continuous', 'rotation_vector', 'turns', 'integrate', 'upright']
 
-# %% ../../nbs/19_features.physics.ipynb #1d9d4466
+# %% ../../nbs/19_features.physics.ipynb #d7a7a325
 import numpy as np
 
-# %% ../../nbs/19_features.physics.ipynb #bd9f1032
+# %% ../../nbs/19_features.physics.ipynb #8cebd68c
 class Rows:
     "Boundaries of sequences as seen from each row."
     def __init__(self, offsets):
@@ -22,7 +22,7 @@ class Rows:
     def spread(self, per_sequence): return np.repeat(per_sequence, self.lengths, axis=-1)
     def any(self, flags): return np.logical_or.reduceat(flags, self.offsets[:-1])
 
-# %% ../../nbs/19_features.physics.ipynb #0296a158
+# %% ../../nbs/19_features.physics.ipynb #0a422f82
 def change(x, rows: Rows):
     "What was added since the row before, 0 in first rows; `x` is `[..., rows]`."
     d = np.zeros_like(x)
@@ -30,7 +30,7 @@ def change(x, rows: Rows):
     d[..., rows.offsets[:-1]] = 0
     return d
 
-# %% ../../nbs/19_features.physics.ipynb #520bb59d
+# %% ../../nbs/19_features.physics.ipynb #3d4244c6
 def fill(
     x,           # float [k, rows]
     valid,       # bool [rows]: where all k readings are good
@@ -40,13 +40,14 @@ def fill(
     if valid.all(): return x, np.ones(len(rows.lengths), bool)
     has = rows.any(valid)
     if not has.any(): return np.zeros_like(x), has
+    known = rows.spread(has)
+    if np.array_equal(valid, known): return np.where(known, x, np.zeros((), x.dtype)), has     # whole sequences are missing, no single rows
     before = np.maximum.accumulate(np.where(valid, rows.at, -1))
     after = np.minimum.accumulate(np.where(valid, rows.at, len(valid))[::-1])[::-1]
-    known = rows.spread(has)
     source = np.where(known, np.where(before >= rows.start, before, after), 0)
-    return np.where(known, x[:, source], np.zeros((), x.dtype)), has
+    return np.where(known, np.take(x, source, axis=1), np.zeros((), x.dtype)), has
 
-# %% ../../nbs/19_features.physics.ipynb #826af5b5
+# %% ../../nbs/19_features.physics.ipynb #ad211b2c
 def decayed_sum(
     x,          # float64 [..., rows]
     keep,       # float64 [rows]: share of the sum that survives a step; 1 for a plain running sum
@@ -61,7 +62,7 @@ def decayed_sum(
         keep, step = keep * keep, step * 2
     return x[..., ::-1] if back else x
 
-# %% ../../nbs/19_features.physics.ipynb #07ee7026
+# %% ../../nbs/19_features.physics.ipynb #f3a437c5
 def smooth(
     x,             # float [..., rows]
     memory,        # float64 [n]: time constant, in steps
@@ -73,7 +74,7 @@ def smooth(
     weight = (2 - keep ** (rows.pos + 1) - keep ** (rows.left + 1)) / (1 - keep) - 1
     return total / weight
 
-# %% ../../nbs/19_features.physics.ipynb #85fdf2ca
+# %% ../../nbs/19_features.physics.ipynb #0da0c102
 def product(p, q):
     "Hamilton's product of quaternions `[4, rows]`: first turn by `q`, then by `p`."
     a, b, c, d = p
@@ -83,7 +84,7 @@ def product(p, q):
 def conjugate(q): return np.stack([q[0], -q[1], -q[2], -q[3]])
 def length(v): return np.sqrt(sum(c * c for c in v))
 
-# %% ../../nbs/19_features.physics.ipynb #8c36ded3
+# %% ../../nbs/19_features.physics.ipynb #dbd44f93
 def matrix(q):
     "Rotation matrices as nine arrays, `m[i][j]`, of unit quaternions `[4, rows]`."
     w, x, y, z = q
@@ -93,7 +94,7 @@ def matrix(q):
 
 def rotate(m, v): return np.stack([sum(m[i][j] * v[j] for j in range(3)) for i in range(3)])
 
-# %% ../../nbs/19_features.physics.ipynb #8523012c
+# %% ../../nbs/19_features.physics.ipynb #04d44910
 def sign_continuous(q, rows: Rows):
     "Quaternions `[4, rows]` whose sign never jumps within a sequence; each sequence starts in the half with `w > 0`."
     jump = np.zeros(q.shape[1], np.int64)
@@ -105,7 +106,7 @@ def sign_continuous(q, rows: Rows):
     turned -= rows.spread(turned[rows.offsets[:-1]] - jump[rows.offsets[:-1]])
     return np.where(turned % 2 == 1, -q, q)
 
-# %% ../../nbs/19_features.physics.ipynb #0a33ea28
+# %% ../../nbs/19_features.physics.ipynb #4ce00297
 def rotation_vector(q):
     "Axis times angle (rad, at most π) `[3, rows]` of quaternions `[4, rows]`."
     s = length(q[1:])
@@ -120,7 +121,7 @@ def turns(q, rows: Rows):
     v[:, rows.offsets[:-1]] = 0
     return v
 
-# %% ../../nbs/19_features.physics.ipynb #8cabc85a
+# %% ../../nbs/19_features.physics.ipynb #e0c8c7ed
 def integrate(
     gyr,           # float64 [3, rows] rad/s
     rate,          # float64 [rows] samples a second
@@ -137,7 +138,7 @@ def integrate(
         step *= 2
     return q / length(q)
 
-# %% ../../nbs/19_features.physics.ipynb #d28e19cf
+# %% ../../nbs/19_features.physics.ipynb #fd9f79e4
 def upright(v):
     "The shortest turns `[4, rows]` that bring vectors `[3, rows]` onto +z; no turn for zero vectors."
     size = length(v)
