@@ -380,7 +380,7 @@ def test_frames_agree():
     f = tidy(extra=list("abcdefghijkl"), thm_1=[None] * 12, tof_1_v0=rng.integers(-1, 250, 12)).iloc[rng.permutation(12)]
     cells = {c: f[c].tolist() for c in f}
     tables = [from_frame(x) for x in (cells, {c: f[c].to_numpy() for c in f}, f, pl.DataFrame(cells), pl.from_pandas(f), pa.table(cells), pa.Table.from_pandas(f),
-                                      pa.RecordBatch.from_pydict(cells), f.astype({c: "string" for c in ACC}), f.convert_dtypes(), f.convert_dtypes(dtype_backend="pyarrow"))]
+                                      pa.RecordBatch.from_pydict(cells), f.astype(dict.fromkeys(ACC, "string")), f.convert_dtypes(), f.convert_dtypes(dtype_backend="pyarrow"))]
     for t in tables:
         assert t.names == tables[0].names == ("acc_x", "acc_y", "acc_z", "thm_1", "tof_1_v0")
         np.testing.assert_array_equal(t.values, tables[0].values)
