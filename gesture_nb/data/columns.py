@@ -6,7 +6,7 @@
 __all__ = ['LARGEST', 'IDS', 'Place', 'numpy_of', 'floats', 'codes_of', 'values_of', 'boundaries', 'check_counter', 'facts',
            'rate_from_times', 'rates', 'floats64', 'assemble']
 
-# %% ../../nbs/12_data.columns.ipynb #e2bc948e
+# %% ../../nbs/12_data.columns.ipynb #d3708e89
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from ..config import UserError
 from .sequences import SequenceTable, check_table, offsets_of
 
-# %% ../../nbs/12_data.columns.ipynb #de78d438
+# %% ../../nbs/12_data.columns.ipynb #84b347ad
 @dataclass(frozen=True)
 class Place:
     "A file whose rows can be pointed at."
@@ -28,7 +28,7 @@ class Place:
         where = [str(self.path)] + ([] if i is None else [self.row(int(i))]) + ([] if column is None else [f"column '{column}'"])
         return UserError(f"{', '.join(where)}: {said.rstrip('.')}.{' ' + todo if todo else ''}")
 
-# %% ../../nbs/12_data.columns.ipynb #a37a1232
+# %% ../../nbs/12_data.columns.ipynb #37422798
 LARGEST = 1e6  # no sensor reads more; beyond it, a reading counts as broken
 _NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?$|^-?([iI]nf|[iI]nfinity)$"
 _NOTHING = ["", "nan", "NaN", "NAN", "-nan", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "Null", "None", "<NA>"]
@@ -45,7 +45,7 @@ def _spelled(a):
 
 def numpy_of(a) -> np.ndarray: return np.asarray(a.to_numpy(zero_copy_only=False) if not hasattr(a, "chunks") else a.to_numpy())
 
-# %% ../../nbs/12_data.columns.ipynb #4bb7aac6
+# %% ../../nbs/12_data.columns.ipynb #83eefe23
 def floats(a):
     "An Arrow column of any type as float32 (NaN where there is no number), and where there was something that is no number (None: nowhere)."
     import pyarrow as pa
@@ -57,7 +57,7 @@ def floats(a):
         with np.errstate(over="ignore"): return numpy_of(a.cast(pa.float32(), safe=False)), broken
     except pa.ArrowException: return np.full(len(a), np.nan, np.float32), numpy_of(a.is_valid())
 
-# %% ../../nbs/12_data.columns.ipynb #f59d1a79
+# %% ../../nbs/12_data.columns.ipynb #d4b988d3
 def codes_of(column):
     "Codes int32 [rows] and the array [K] of values they stand for."
     import pyarrow as pa, pyarrow.compute as pc
@@ -74,14 +74,14 @@ def codes_of(column):
     if not number and (words == "").any(): codes = np.where(words[codes] == "", np.int32(-1), codes)
     return codes, words
 
-# %% ../../nbs/12_data.columns.ipynb #57ecbf06
+# %% ../../nbs/12_data.columns.ipynb #e298a41c
 def values_of(codes, words) -> np.ndarray:
     "The values of `codes`; what is missing becomes an empty word or NaN."
     if (codes >= 0).all() and len(words): return words[codes]
     words = np.append(words.astype(float) if words.dtype.kind in "iufb" else words.astype(f"<U{max(words.dtype.itemsize // 4, 1)}"), np.nan if words.dtype.kind in "iufb" else "")
     return words[codes]
 
-# %% ../../nbs/12_data.columns.ipynb #92eb99e8
+# %% ../../nbs/12_data.columns.ipynb #32b9111f
 def boundaries(place: Place, sequence, subject, names) -> np.ndarray:
     "int64 `[n+1]` from the codes of `sequence_id` and `subject`; `names` are the words of the former."
     for codes, column in ((sequence, "sequence_id"), (subject, "subject")):
@@ -99,7 +99,7 @@ def boundaries(place: Place, sequence, subject, names) -> np.ndarray:
         raise place.error(f"sequence '{names[sequence[i]]}' begins a second time", i, "sequence_id", "Sort the file by sequence_id and sequence_counter, and see that no id is used twice.")
     return np.append(start, len(sequence)).astype(np.int64)
 
-# %% ../../nbs/12_data.columns.ipynb #8c564a90
+# %% ../../nbs/12_data.columns.ipynb #4ad85b39
 def check_counter(place: Place, counter, offsets) -> None:
     "Whole numbers that grow inside each sequence."
     bad = ~np.isfinite(counter) | (counter != np.floor(counter))
@@ -111,7 +111,7 @@ def check_counter(place: Place, counter, offsets) -> None:
         said = "appears twice in its sequence" if step[i - 1] == 0 else f"comes after {counter[i - 1]:.0f}"
         raise place.error(f"counter {counter[i]:.0f} {said}", i, "sequence_counter", "Sort the file by sequence_id and sequence_counter, and drop repeated rows.")
 
-# %% ../../nbs/12_data.columns.ipynb #5f252fef
+# %% ../../nbs/12_data.columns.ipynb #7199562a
 def _changes(codes, offsets):
     "The first row whose code differs from that of its sequence's first row, or None."
     differs = codes != np.repeat(codes[offsets[:-1]], np.diff(offsets))
@@ -123,7 +123,7 @@ def _gesture_start(codes, words, offsets) -> np.ndarray:
     first = np.minimum.reduceat(at, offsets[:-1])
     return np.where(first < offsets[1:], first - offsets[:-1], -1)
 
-# %% ../../nbs/12_data.columns.ipynb #55095b2e
+# %% ../../nbs/12_data.columns.ipynb #72778a5f
 def facts(place: Place, rest, offsets) -> dict:
     "Metadata from the columns of the Arrow table `rest` that are neither ids nor channels."
     out = {}
@@ -140,13 +140,15 @@ def facts(place: Place, rest, offsets) -> dict:
         elif at is None: out[name] = values_of(first, words)
     return out
 
-# %% ../../nbs/12_data.columns.ipynb #b35aa656
+# %% ../../nbs/12_data.columns.ipynb #0abffa4e
 def rate_from_times(time, offsets) -> np.ndarray:
     "float32 `[n]`: samples a second from times in seconds; a sequence that cannot tell takes the middle of the others."
     n = len(offsets) - 1
-    step, of = np.diff(time), np.repeat(np.arange(n), np.diff(offsets))[1:]
+    with np.errstate(invalid="ignore"): step = np.diff(time)
+    of = np.repeat(np.arange(n), np.diff(offsets))[1:]
     inside = np.diff(np.repeat(np.arange(n), np.diff(offsets))) == 0
-    step, of = step[inside & (step > 0)], of[inside & (step > 0)]
+    told = inside & (step > 1 / LARGEST) & (step < LARGEST)
+    step, of = step[told], of[told]
     order = np.lexsort((step, of))
     count = np.bincount(of, minlength=n)
     middle = np.full(n, np.nan)
@@ -155,7 +157,7 @@ def rate_from_times(time, offsets) -> np.ndarray:
     with np.errstate(all="ignore"): rate = np.bincount(of[keep], minlength=n) / np.bincount(of[keep], step[keep], minlength=n)
     return np.where(np.isfinite(rate), rate, np.nan if not np.isfinite(rate).any() else np.nanmedian(rate)).astype(np.float32)
 
-# %% ../../nbs/12_data.columns.ipynb #427022f2
+# %% ../../nbs/12_data.columns.ipynb #f7b7e58d
 def rates(
     place: Place,
     rest,            # Arrow table, perhaps with `sample_rate_hz` or with times `t` in seconds
@@ -177,7 +179,7 @@ def floats64(column):
     import pyarrow as pa
     return numpy_of(column.cast(pa.float64(), safe=False)) if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) else None
 
-# %% ../../nbs/12_data.columns.ipynb #7b3a120a
+# %% ../../nbs/12_data.columns.ipynb #72e52fa6
 IDS = ("sequence_id", "subject", "sequence_counter")
 
 def assemble(
