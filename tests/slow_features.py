@@ -50,7 +50,9 @@ def motion(column, steps, rate):
         q = np.stack([column(f"rot_{a}") for a in "wxyz"], axis=1).astype(float)
         q, has_rot = filled(q, np.isfinite(q).all(axis=1) & (np.linalg.norm(np.nan_to_num(q), axis=1) > 1e-3))
     else: has_rot = False
-    if has_rot: r, strength = [Rotation.from_quat(x, scalar_first=True) for x in q], np.full(steps, 0 if linear else G)
+    if has_rot:
+        r = [Rotation.from_quat(x, scalar_first=True) for x in q]
+        strength = np.full(steps, 0 if linear and np.mean([x.apply(a)[2] for x, a in zip(r, acc)]) < G / 2 else G)
     else: r, strength = guessed(acc, gyr, has_gyr, linear, rate)
     known = has_rot or has_gyr
     out = {}

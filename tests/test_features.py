@@ -98,6 +98,19 @@ def test_real_recordings(shared_data, name, rate):
     if name == "uhh_gestures": assert not f.values[:, f.names.index("motion.grav_z")].any()      # gravity was removed by the source
 
 
+def test_a_wild_hand_with_measured_rotation_keeps_its_gravity():
+    x = recording(60, 3, ACC + ROT)
+    r = Rotation.from_quat(x[3:].T, scalar_first=True)
+    push = np.random.default_rng(0).normal(0, .2, (60, 3)) + np.outer(np.arange(60) % 4 == 0, [0, 0, -12.5])      # thrown, every fourth row
+    x[:3] = r.inv().apply(push - push.mean(axis=0) + [0, 0, 9.80665]).T
+    assert (np.linalg.norm(x[:3], axis=0) < 4).mean() > 1 / 8
+    gone = x.copy()
+    gone[:3] = r.inv().apply(push - push.mean(axis=0)).T
+    f = against_slow(table_from_arrays([x, gone], ACC + ROT, rate_hz=10))
+    lin = [f.names.index(f"motion.lin_{a}") for a in "xyz"]
+    np.testing.assert_allclose(f.values[:60, lin], f.values[60:, lin], atol=1e-4)
+
+
 # ---- properties
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)

@@ -7,7 +7,7 @@ __all__ = ['FrameSettings', 'estimate_orientation', 'acceleration_features', 'tu
            'free_of_gravity', 'motion_features', 'thermal_features', 'grid_features', 'rates', 'feature_names',
            'frame_features', 'mirror_hands', 'flip_upside_down']
 
-# %% ../../nbs/20_features.frames.ipynb #88f69276
+# %% ../../nbs/20_features.frames.ipynb #50493d78
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ from .physics import (Rows, change, conjugate, decayed_sum, fill, integrate, len
                                          sign_continuous, smooth, turns, upright)
 from ..schema import ACC, CMI_RATE_HZ, GRAVITY, GYR, N_THM, N_TOF, ROT, TOF
 
-# %% ../../nbs/20_features.frames.ipynb #7ecd7585
+# %% ../../nbs/20_features.frames.ipynb #7808d42c
 @dataclass(frozen=True)
 class FrameSettings:
     "What the features depend on besides the rows."
@@ -32,7 +32,7 @@ class FrameSettings:
     carried_seconds: float = 3.0  # memory of the gravity estimate when a gyroscope carries it along
     alone_seconds: float = 0.7    # … when there is an accelerometer only
 
-# %% ../../nbs/20_features.frames.ipynb #74835a45
+# %% ../../nbs/20_features.frames.ipynb #833f1741
 def estimate_orientation(
     acc,           # float [3, rows] m/s²
     gyr,           # float [3, rows] rad/s, zero where there is none
@@ -48,7 +48,7 @@ def estimate_orientation(
     down = smooth(rotate(matrix(turned), acc.astype(float)), seconds * rate, rows) * ~rows.spread(linear)
     return product(upright(down), turned), length(down)
 
-# %% ../../nbs/20_features.frames.ipynb #6c0ca5ce
+# %% ../../nbs/20_features.frames.ipynb #9648bc49
 def _named(group, names, arrays, size=None):
     "`group.name` → array, with the length of the vector as `group.size` if wanted."
     out = {f"{group}.{n}": a for n, a in zip(names, arrays)}
@@ -67,7 +67,7 @@ def acceleration_features(acc, q, strength, known, rate, rows: Rows) -> dict:
             | _named("motion", ("jerk_x", "jerk_y", "jerk_z"), jerk, "jerk")
             | _named("motion", ("grav_x", "grav_y", "grav_z"), up * (strength > 0)))
 
-# %% ../../nbs/20_features.frames.ipynb #64a5ab3a
+# %% ../../nbs/20_features.frames.ipynb #dd5642e8
 def turning_features(omega, q, rate, rows: Rows, group: str, prefix: str) -> dict:
     "Angular velocity, the angle turned since the last row, the sum of such angles, and how far the device is turned away from its start."
     angle = length(omega) / rate
@@ -81,7 +81,7 @@ def rotation_features(q) -> dict:
     m = matrix(q)
     return _named("rot", "wxyz", q) | {f"rot.r{i + 1}{j + 1}": m[i][j] for j in (0, 1) for i in range(3)}
 
-# %% ../../nbs/20_features.frames.ipynb #9566decf
+# %% ../../nbs/20_features.frames.ipynb #c9543335
 @lru_cache(maxsize=64)
 def _positions(names: tuple) -> dict: return {c: i for i, c in enumerate(names)}
 
@@ -100,7 +100,7 @@ def _sensor(t: SequenceTable, names, rows: Rows) -> tuple:
     with np.errstate(invalid="ignore"): good = np.logical_and.reduce(np.abs(x) < 1e4, axis=0)
     return fill(x, good, rows)
 
-# %% ../../nbs/20_features.frames.ipynb #0654ebbf
+# %% ../../nbs/20_features.frames.ipynb #10c5c6d3
 def _measured_rotation(t: SequenceTable, rows: Rows) -> tuple:
     "(sign-continuous unit quaternions, bool `[n]`); a quaternion of length 0 is none."
     q = _read(t, ROT)
@@ -110,16 +110,21 @@ def _measured_rotation(t: SequenceTable, rows: Rows) -> tuple:
     q, has = fill(q / np.where(good, size, 1), good, rows)
     return sign_continuous(q, rows), has
 
-# %% ../../nbs/20_features.frames.ipynb #c0882683
+# %% ../../nbs/20_features.frames.ipynb #8b977126
 def free_of_gravity(acc, rows: Rows):
     "bool `[n]`: sequences that are below 4 m/s² in more than an eighth of their rows."
     return np.add.reduceat((length(acc) < 4).astype(int), rows.offsets[:-1]) > rows.lengths / 8
 
-# %% ../../nbs/20_features.frames.ipynb #adbd7241
+# %% ../../nbs/20_features.frames.ipynb #319047c2
+def _mean_rise(acc, q, rows: Rows):
+    "Mean upward acceleration of each sequence `[n]`, m/s²: with gravity, about 9.8 whatever the hand does, for it cannot rise for ever."
+    return np.add.reduceat(sum(u * a for u, a in zip(matrix(q)[2], acc)), rows.offsets[:-1]) / rows.lengths
+
 def _orientation(t: SequenceTable, acc, gyr, has_gyr, rate, rows: Rows, settings) -> tuple:
     "(quaternions, measured or estimated; strength of gravity `[rows]`; bool `[n]`: measured)."
     q, has_rot = _measured_rotation(t, rows)
     linear = free_of_gravity(acc, rows)
+    if linear.any(): linear &= ~has_rot | (_mean_rise(acc, q, rows) < GRAVITY / 2)      # measured rotation knows better
     strength = rows.spread(np.where(linear, 0, GRAVITY)).astype(np.float32)
     if not has_rot.all():
         rest = np.flatnonzero(~has_rot)
@@ -129,7 +134,7 @@ def _orientation(t: SequenceTable, acc, gyr, has_gyr, rate, rows: Rows, settings
         q[:, at], strength[at] = guess
     return q, strength, has_rot
 
-# %% ../../nbs/20_features.frames.ipynb #2d26cba7
+# %% ../../nbs/20_features.frames.ipynb #85d4fc97
 def motion_features(t: SequenceTable, rate, rows: Rows, settings) -> tuple:
     "(name → `[rows]`, masks) of accelerometer, gyroscope and rotation."
     (acc, has_acc), (gyr, has_gyr) = _sensor(t, ACC, rows), _sensor(t, GYR, rows)
@@ -145,7 +150,7 @@ def motion_features(t: SequenceTable, rate, rows: Rows, settings) -> tuple:
     if set(ROT) & set(wants): out |= {k: v * rows.spread(turns_known) for k, v in rotation_features(q).items()}
     return out, {"has_acc": has_acc, "has_gyr": has_gyr, "has_rot": has_rot}
 
-# %% ../../nbs/20_features.frames.ipynb #10297636
+# %% ../../nbs/20_features.frames.ipynb #142c7e9c
 def thermal_features(t: SequenceTable, sensors, rate, rows: Rows, settings) -> tuple:
     "(name → `[rows]`, masks): °C, °C above the mean of the other sensors, °C a second."
     level, has = {}, {}
@@ -159,7 +164,7 @@ def thermal_features(t: SequenceTable, sensors, rate, rows: Rows, settings) -> t
     out = {f"thm.{k}": v for k, v in level.items()} | {f"thm.{k}_others": v for k, v in others.items()}
     return out | {f"thm.{k}_rate": change(v, rows) * rate for k, v in level.items()}, {f"has_thm_{k}": h for k, h in has.items()}
 
-# %% ../../nbs/20_features.frames.ipynb #7cacd9d7
+# %% ../../nbs/20_features.frames.ipynb #9ed7746d
 _CUTS = ((0, 3), (3, 4), (4, 5), (5, 8))
 _HALVES, _THIRDS = ((0, 1), (2, 3)), ((0,), (1, 2), (3,))    # which strips, in both directions
 
@@ -170,7 +175,7 @@ def _region_means(strips) -> dict:
     def mean(r, c): return sum(cell[i][j] for i in r for j in c) / np.float32(sum(size[i] * size[j] for i in r for j in c))
     return {f"{letter}{i + 1}{j + 1}": mean(r, c) for letter, parts in (("q", _HALVES), ("n", _THIRDS)) for i, r in enumerate(parts) for j, c in enumerate(parts)}
 
-# %% ../../nbs/20_features.frames.ipynb #3c1bf5d7
+# %% ../../nbs/20_features.frames.ipynb #0b5aee76
 def _centre(sums, mass, far: int):
     "Position −1 … 1 of the nearness, from the sums of distances in 8 columns (or rows) and the total nearness."
     moment = sum((2 * i - 7) * (8 * far - sums[i].astype(np.int32)) for i in range(8))
@@ -191,7 +196,7 @@ def grid_features(
             | _region_means(strips)
             | {"cx": _centre(columns, 64 * far - total, far), "cy": _centre(np.add.reduce(rows, axis=1, dtype=np.int16), 64 * far - total, far)})
 
-# %% ../../nbs/20_features.frames.ipynb #aa5811bd
+# %% ../../nbs/20_features.frames.ipynb #5e7c4c77
 def _whole(x):
     "Readings as int16: whole numbers, null as -2."
     row = lambda v: np.full(x.shape[1], v, np.float32)       # NumPy's minimum is fast for two arrays, not for an array and a number
@@ -212,7 +217,7 @@ def _tof_sensor(t: SequenceTable, k: int, rate, rows: Rows, settings) -> tuple:
     known = rows.spread(has)
     return {f"tof.{k}_{n}": v if has.all() else v * known for n, v in out.items()}, has, raw
 
-# %% ../../nbs/20_features.frames.ipynb #3fe51e33
+# %% ../../nbs/20_features.frames.ipynb #5b72711d
 @lru_cache(maxsize=64)
 def _sensors(channels: tuple, group: str, n: int):
     "Which of the sensors 1 … n of a group have channels."
@@ -232,7 +237,7 @@ def _block(t: SequenceTable, settings: FrameSettings) -> tuple:
         out |= more; grids.append(grid)
     return out, masks, grids
 
-# %% ../../nbs/20_features.frames.ipynb #b5f3db54
+# %% ../../nbs/20_features.frames.ipynb #12c324d5
 def rates(t: SequenceTable, settings: FrameSettings = FrameSettings()) -> np.ndarray:
     "float32 `[n]` samples a second: as stated by the data, else by the settings."
     stated = np.asarray(t.meta.get("sample_rate_hz", np.full(len(t), np.nan)), np.float32)
@@ -245,7 +250,7 @@ def feature_names(channels: tuple, settings: FrameSettings = FrameSettings()) ->
     out, masks, grids = _block(row, replace(settings, channels=tuple(channels)))
     return tuple(out), tuple(masks), len(grids)
 
-# %% ../../nbs/20_features.frames.ipynb #9d988fa7
+# %% ../../nbs/20_features.frames.ipynb #7342ad6c
 def _into(t: SequenceTable, settings, values, grids) -> dict:
     "Computes a block into its place in the result; returns its masks."
     out, masks, tof = _block(t, settings)
@@ -255,7 +260,7 @@ def _into(t: SequenceTable, settings, values, grids) -> dict:
     for k, grid in enumerate(tof): grids[:, k] = grid.reshape(8, 8, -1).transpose(2, 0, 1)
     return masks
 
-# %% ../../nbs/20_features.frames.ipynb #7863838f
+# %% ../../nbs/20_features.frames.ipynb #66d2b13f
 def frame_features(
     table: SequenceTable,
     settings: FrameSettings = FrameSettings(),
@@ -276,7 +281,7 @@ def frame_features(
         with ThreadPoolExecutor(threads) as pool: done = list(pool.map(work, cuts))
     return FrameFeatures(values, names, np.asarray(table.offsets), {m: np.concatenate([d[m] for d in done]) for m in masks}, rates(table, settings), grids)
 
-# %% ../../nbs/20_features.frames.ipynb #b26002b9
+# %% ../../nbs/20_features.frames.ipynb #6dd481ec
 def _apply(t: SequenceTable, source: dict, sign: dict, who=None) -> SequenceTable:
     "Channel `c` becomes `sign[c]` times channel `source[c]`, in the sequences `who`; a channel whose source is absent stays as it is."
     take_from = np.array([t.names.index(source.get(c, c)) if source.get(c, c) in t.names else i for i, c in enumerate(t.names)])
@@ -293,7 +298,7 @@ def _swap(pairs, flip) -> dict:
     cells = {k: flip(k, np.arange(64).reshape(8, 8)).ravel() for k in other}
     return {f"thm_{k}": f"thm_{o}" for k, o in other.items()} | {f"tof_{k}_v{j}": f"tof_{other[k]}_v{cells[k][j]}" for k in other for j in range(64)}
 
-# %% ../../nbs/20_features.frames.ipynb #5b3e369c
+# %% ../../nbs/20_features.frames.ipynb #638477f9
 _MIRROR = _swap([(3, 5)], lambda k, g: g[::-1] if k in (3, 5) else g[:, ::-1])
 _TURN = _swap([(2, 4), (3, 5)], lambda k, g: g[::-1, ::-1]) | {"rot_w": "rot_z", "rot_x": "rot_y", "rot_y": "rot_x", "rot_z": "rot_w"}
 
