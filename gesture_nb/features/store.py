@@ -6,7 +6,7 @@
 __all__ = ['RECORD', 'VALUES', 'GRIDS', 'INDEX', 'code_version', 'table_fingerprint', 'Store', 'read_record', 'fault', 'load',
            'load_or_build', 'load_or_build_summaries']
 
-# %% ../../nbs/21_features.store.ipynb #6bc34b89
+# %% ../../nbs/21_features.store.ipynb #9a8f59a7
 import errno
 import hashlib
 import json
@@ -26,7 +26,7 @@ from ..data.sequences import SequenceTable, blocks, offsets_of, span
 from .frames import FrameSettings, frame_features, rates
 from ..progress import Quiet
 
-# %% ../../nbs/21_features.store.ipynb #35d3ddd4
+# %% ../../nbs/21_features.store.ipynb #65be4764
 def code_version(*modules: str) -> str:
     "A fingerprint of the source of modules of the package; comments about where a cell came from do not count."
     folder = Path(gesture_nb.__file__).parent
@@ -36,7 +36,7 @@ def table_fingerprint(t: SequenceTable) -> str:
     "What a table holds, for data that no file stands behind."
     return fingerprint(list(t.names), t.offsets, rates(t), *t.values)
 
-# %% ../../nbs/21_features.store.ipynb #963d2bda
+# %% ../../nbs/21_features.store.ipynb #1c78fb69
 @dataclass(frozen=True)
 class Store:
     "The files of one store, and what they must belong to."
@@ -54,7 +54,7 @@ class Store:
 
 RECORD, VALUES, GRIDS, INDEX = ".parquet", ".values.raw", ".grids.raw", ".index.safetensors"
 
-# %% ../../nbs/21_features.store.ipynb #024a8606
+# %% ../../nbs/21_features.store.ipynb #fc47ef48
 def _schema(store: Store, names, masks, grids: int):
     import pyarrow as pa
     columns = [("sequence", pa.int32()), ("rate_hz", pa.float32()), *((m, pa.bool_()) for m in masks), *((n, pa.float32()) for n in names)]
@@ -70,7 +70,7 @@ def _arrow(f: FrameFeatures, first: int, schema):
     if f.grids is not None: arrays.append(pa.FixedSizeBinaryArray.from_buffers(schema.field("grids").type, f.rows, [None, pa.py_buffer(np.ascontiguousarray(f.grids))]))
     return pa.Table.from_arrays(arrays, schema=schema)
 
-# %% ../../nbs/21_features.store.ipynb #7d633518
+# %% ../../nbs/21_features.store.ipynb #3ff80ff7
 def _record_writer(path, schema):
     import pyarrow as pa, pyarrow.parquet as pq
     floats = [f.name for f in schema if pa.types.is_floating(f.type) and f.name != "rate_hz"]
@@ -85,7 +85,7 @@ def read_record(path, expected: str = None):
         if expected not in (None, facts["fingerprint"]): raise ValueError("it belongs to other data, settings or code")
         for i in range(file.num_row_groups): yield _block(file.read_row_group(i), facts)
 
-# %% ../../nbs/21_features.store.ipynb #0532bbfb
+# %% ../../nbs/21_features.store.ipynb #2812b4e1
 def _block(t, facts: dict) -> FrameFeatures:
     "One row group as `FrameFeatures`."
     column = lambda n: t.column(n).combine_chunks().to_numpy(zero_copy_only=False)
@@ -98,7 +98,7 @@ def _block(t, facts: dict) -> FrameFeatures:
         grids = np.frombuffer(raw.buffers()[1], np.int16, offset=raw.offset * 128 * facts["grids"], count=t.num_rows * 64 * facts["grids"]).reshape(-1, facts["grids"], 8, 8)
     return FrameFeatures(values, tuple(facts["names"]), np.append(starts, t.num_rows), {m: column(m)[starts] for m in facts["masks"]}, column("rate_hz")[starts], grids)
 
-# %% ../../nbs/21_features.store.ipynb #e3f65d8e
+# %% ../../nbs/21_features.store.ipynb #3c994130
 class _Raw:
     "A raw file that knows its checksum."
     def __init__(self, path): self.file, self.sha, self.bytes = open(path, "wb"), hashlib.sha256(), 0
@@ -123,7 +123,7 @@ class _Writer:
     def close(self):
         for w in (*self.raw.values(), *([self.record] if self.record else [])): w.close()
 
-# %% ../../nbs/21_features.store.ipynb #91d5ed85
+# %% ../../nbs/21_features.store.ipynb #bb5997a3
 def _finish(w: _Writer, store: Store) -> dict:
     "Writes the index, checks the record, and returns the header."
     lengths, rate, masks = (np.concatenate([s[0] for s in w.seen]), np.concatenate([s[1] for s in w.seen]), {m: np.concatenate([s[2][m] for s in w.seen]) for m in w.first.masks})
@@ -139,7 +139,7 @@ def _stat(path) -> list:
     s = Path(path).stat()
     return [s.st_size, s.st_mtime_ns]
 
-# %% ../../nbs/21_features.store.ipynb #d47fe3fd
+# %% ../../nbs/21_features.store.ipynb #e36d26bf
 def _write(store: Store, pieces, kinds, task) -> None:
     "Writes `pieces`, an iterator of blocks, to the files of `kinds`; the header last, and only when all is in its place."
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
@@ -156,7 +156,7 @@ def _write(store: Store, pieces, kinds, task) -> None:
     header["files"] = {k: _stat(store.path(k)) for k in header["sha256"]}
     write_json(store.header, header | {"digest": fingerprint(header)})
 
-# %% ../../nbs/21_features.store.ipynb #ab26f4ed
+# %% ../../nbs/21_features.store.ipynb #a7f957e3
 def fault(store: Store, verify: bool = False) -> str:
     "Why the store cannot be used as it is, in a few words; '' if it can."
     if not store.header.is_file(): return "there are none yet" if not store.record.is_file() else "the header is missing"
@@ -178,7 +178,7 @@ def load(store: Store) -> FrameFeatures:
     return FrameFeatures(mapped(store.path(VALUES), np.float32, (h["rows"], len(h["names"]))), tuple(h["names"]), index["offsets"],
                          {m: index[m].astype(bool) for m in h["masks"]}, index["rate_hz"], grids)
 
-# %% ../../nbs/21_features.store.ipynb #2090008d
+# %% ../../nbs/21_features.store.ipynb #c690cd0f
 @contextmanager
 def _alone(store: Store, reporter):
     "Holds the store's lock; says so if another process has it."
@@ -196,7 +196,7 @@ def _alone(store: Store, reporter):
 def _read_only(e: UserError) -> bool:
     return isinstance(e.__cause__, OSError) and e.__cause__.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
 
-# %% ../../nbs/21_features.store.ipynb #fea26051
+# %% ../../nbs/21_features.store.ipynb #9e8975f5
 def _computed(tables, block_rows: int, physics: FrameSettings):
     "Blocks of features, the next one being computed while the caller writes the one before."
     parts = (span(t, a, b) for t in tables for a, b in blocks(t.offsets, block_rows))
@@ -217,7 +217,13 @@ def _build(store: Store, tables, total, why, reporter, every, block_rows, physic
         except (OSError, ValueError, KeyError) as e: why = f"{why}, and the record cannot be used ({str(e).splitlines()[0]})"
     with reporter.task(f"Frame features are computed: {why}", total, every=every) as t: _write(store, _computed(tables(), block_rows, physics), (RECORD, VALUES, GRIDS, INDEX), t)
 
-# %% ../../nbs/21_features.store.ipynb #fafbcd1a
+def _in_memory(table, folder, settings, reporter, physics) -> FrameFeatures:
+    "Features for this process alone, where nothing can be written."
+    reporter.say(f"Warning: {Path(folder).name} cannot be written, so the features are kept in memory: nothing is shared between processes and runs.")
+    with reporter.task("Frame features", len(table), every=settings.feature_log_every) as t: f = frame_features(table, physics); t.advance(len(f))
+    return f
+
+# %% ../../nbs/21_features.store.ipynb #eae26c21
 def load_or_build(
     table,                       # a SequenceTable; or a function without arguments that gives its blocks one after the other, for data larger than memory
     folder,                      # where the store is kept; None: in memory only
@@ -245,11 +251,9 @@ def load_or_build(
             return load(store)
     except UserError as e:
         if not (_read_only(e) and whole): raise
-        reporter.say(f"Warning: {Path(folder).name} cannot be written, so the features are kept in memory: nothing is shared between processes and runs.")
-        with reporter.task("Frame features", len(table), every=settings.feature_log_every) as t: f = frame_features(table, physics); t.advance(len(f))
-        return f
+        return _in_memory(table, folder, settings, reporter, physics)
 
-# %% ../../nbs/21_features.store.ipynb #dbc8e82c
+# %% ../../nbs/21_features.store.ipynb #74babd27
 def _frames_key(frames: FrameFeatures) -> str:
     "What frame features hold: read from their store's header if they are mapped, else from the numbers."
     name = getattr(frames.values, "filename", None)
@@ -270,7 +274,7 @@ def _write_summaries(store: Store, x, names) -> None:
     schema = pa.schema([(n, pa.float32()) for n in names], metadata={"gesture_nb": json.dumps({"identity": store.identity, "fingerprint": store.whole}, sort_keys=True)})
     with atomic_path(store.record) as tmp, _record_writer(tmp, schema) as w: w.write_table(pa.Table.from_arrays([pa.array(c) for c in np.ascontiguousarray(x.T)], schema=schema))
 
-# %% ../../nbs/21_features.store.ipynb #85bc5e56
+# %% ../../nbs/21_features.store.ipynb #97758f01
 def load_or_build_summaries(
     frames: FrameFeatures,
     folder,                     # as for `load_or_build`; None: in memory only
@@ -293,7 +297,7 @@ def load_or_build_summaries(
     if found: return found
     return _build_summaries(store, frames, duration, load, reporter, settings or Settings())
 
-# %% ../../nbs/21_features.store.ipynb #07d3252f
+# %% ../../nbs/21_features.store.ipynb #9557cfb8
 def _build_summaries(store, frames, duration, load, reporter, settings):
     "Computes the summaries unless another process did meanwhile; keeps them if the folder allows it."
     from gesture_nb.features.summary import summarise

@@ -7,7 +7,7 @@ __all__ = ['FULL', 'MOVING', 'BRIEF', 'BANDS', 'LAGS', 'QUANTILES', 'PARTS', 'TA
            'moments', 'widths', 'padded', 'quantiles', 'spectrum_features', 'memory_features', 'level_features',
            'shape_features', 'present', 'correlations', 'summarise']
 
-# %% ../../nbs/22_features.summary.ipynb #3862ffe1
+# %% ../../nbs/22_features.summary.ipynb #319930fe
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from ..data.frames import FrameFeatures
 from ..data.sequences import blocks
 
-# %% ../../nbs/22_features.summary.ipynb #bc8150be
+# %% ../../nbs/22_features.summary.ipynb #4751074b
 FULL = ("acc.x", "acc.y", "acc.z", "acc.mag", "motion.lin_mag", "motion.world_z", "motion.world_h",
         "motion.ang_x", "motion.ang_y", "motion.ang_z", "motion.ang_mag", "gyr.x", "gyr.y", "gyr.z", "gyr.mag")
 MOVING = ("motion.lin_x", "motion.lin_y", "motion.lin_z", "motion.jerk")
@@ -26,7 +26,7 @@ LAGS = (0.1, 0.2, 0.4, 0.8, 1.6)                             # seconds
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 PARTS, TAIL_SECONDS = 8, 3.0
 
-# %% ../../nbs/22_features.summary.ipynb #fcfd2acb
+# %% ../../nbs/22_features.summary.ipynb #690a9c2b
 PAIRS = (("acc.x", "acc.y"), ("acc.x", "acc.z"), ("acc.y", "acc.z"), ("motion.lin_x", "motion.lin_y"), ("motion.lin_x", "motion.lin_z"),
          ("motion.lin_y", "motion.lin_z"), ("gyr.x", "gyr.y"), ("gyr.x", "gyr.z"), ("gyr.y", "gyr.z"), ("acc.x", "gyr.x"), ("acc.y", "gyr.y"),
          ("acc.z", "gyr.z"), ("motion.lin_mag", "gyr.mag"), ("motion.ang_x", "motion.ang_y"), ("motion.ang_x", "motion.ang_z"),
@@ -34,7 +34,7 @@ PAIRS = (("acc.x", "acc.y"), ("acc.x", "acc.z"), ("acc.y", "acc.z"), ("motion.li
          ("motion.lin_mag", "motion.ang_mag"), *((f"tof.{i}_mean", f"tof.{j}_mean") for i in range(1, 6) for j in range(1, i)),
          *((f"thm.{i}", f"thm.{j}") for i in range(1, 6) for j in range(1, i)))
 
-# %% ../../nbs/22_features.summary.ipynb #823ad877
+# %% ../../nbs/22_features.summary.ipynb #a39055c8
 def fold(ufunc, x, a, b):
     "`ufunc` over columns `a[i]:b[i]` (never empty) of `x` `[channels, rows + 1]`; the last column is a spare that no stretch reaches."
     return ufunc.reduceat(x, np.stack([a, b], axis=-1).ravel(), axis=-1)[..., ::2]
@@ -47,7 +47,7 @@ def parts(offsets, n: int) -> tuple:
     a = offsets[:-1, None] + k * length // n
     return a.ravel(), np.maximum(offsets[:-1, None] + (k + 1) * length // n, a + 1).ravel()
 
-# %% ../../nbs/22_features.summary.ipynb #d5c5398d
+# %% ../../nbs/22_features.summary.ipynb #b733027b
 def moments(z, a, b) -> tuple:
     "(mean, standard deviation) of stretches of `z`, which should be roughly centred."
     size = b - a
@@ -56,7 +56,7 @@ def moments(z, a, b) -> tuple:
 
 def _ratio(a, b): return np.where(b > 1e-9, a / np.where(b > 1e-9, b, 1), 0)
 
-# %% ../../nbs/22_features.summary.ipynb #7368c6c6
+# %% ../../nbs/22_features.summary.ipynb #860a59b1
 def widths(offsets):
     "The power of two (at least 32) that holds each sequence."
     return np.maximum(32, 2 ** np.ceil(np.log2(np.diff(offsets))).astype(int))
@@ -66,7 +66,7 @@ def padded(x, offsets, index, width: int, value):
     at, inside = offsets[index, None] + np.arange(width), np.arange(width) < np.diff(offsets)[index, None]
     return np.where(inside, np.take(x, np.where(inside, at, 0), axis=1), value)
 
-# %% ../../nbs/22_features.summary.ipynb #c86eac11
+# %% ../../nbs/22_features.summary.ipynb #d5d83ad6
 def quantiles(x, offsets) -> np.ndarray:
     "`[channels, sequences, len(QUANTILES)]`, linear between neighbours."
     out, w = np.empty((len(x), len(offsets) - 1, len(QUANTILES))), widths(offsets)
@@ -80,7 +80,7 @@ def quantiles(x, offsets) -> np.ndarray:
         out[:, index] = below + (above - below) * (place - low)
     return out
 
-# %% ../../nbs/22_features.summary.ipynb #dbd7fccc
+# %% ../../nbs/22_features.summary.ipynb #d70e20c0
 def _band_edges(width, rate):
     "Bins `[sequences, bands + 1]` of a spectrum of `width` points where the bands start."
     return np.clip(np.ceil(np.array(BANDS) * width / rate[:, None] - 1e-9).astype(int), 0, width // 2 + 1)
@@ -97,7 +97,7 @@ def spectrum_features(z, offsets, rate) -> dict:
         for k, v in _spectra(padded(z, offsets, index, width, 0.0), width, rate[index]).items(): out[k][:, index] = v
     return out
 
-# %% ../../nbs/22_features.summary.ipynb #4a6c6ae4
+# %% ../../nbs/22_features.summary.ipynb #17e35aa0
 def _spectra(z, width, rate) -> dict:
     "The statistics of `spectrum_features` for windowed sequences of one width, `[channels, m, width]`."
     power = np.abs(np.fft.rfft(z)) ** 2
@@ -114,7 +114,7 @@ def _spectra(z, width, rate) -> dict:
     out["peak_hz"] = share.argmax(axis=-1) * hz
     return out | {"entropy": -np.cumsum(share * np.log(share + 1e-12), axis=-1)[..., -1] / np.log(len(bins))}
 
-# %% ../../nbs/22_features.summary.ipynb #17f5791e
+# %% ../../nbs/22_features.summary.ipynb #a02f652a
 def memory_features(z, var, offsets, rate) -> dict:
     "Autocorrelation at `LAGS` seconds, crossings of the mean a second, mean absolute change a second; `z` is `[channels, rows + 1]`, centred."
     a, b, length = offsets[:-1], offsets[1:], np.diff(offsets)
@@ -129,7 +129,7 @@ def memory_features(z, var, offsets, rate) -> dict:
     out["crossings"] = fold(np.add, ((z > 0) != (before > 0)) & (pos > 0) * 1, a, b) / steps
     return out | {"travel": fold(np.add, np.where(pos > 0, np.abs(z - before), 0), a, b) / steps}
 
-# %% ../../nbs/22_features.summary.ipynb #10126505
+# %% ../../nbs/22_features.summary.ipynb #ea55d4c8
 def level_features(z, mean, var, offsets, rate) -> dict:
     "Mean and deviation over the whole, over eight parts in time order, and over the last seconds."
     tail = np.maximum(offsets[1:] - np.maximum(np.rint(TAIL_SECONDS * rate).astype(int), 1), offsets[:-1])
@@ -147,7 +147,7 @@ def shape_features(x, z, var, offsets) -> dict:
     cube = z * z * z
     return out | {"skew": _ratio(fold(np.add, cube, a, b) / length, var ** 1.5), "kurtosis": _ratio(fold(np.add, cube * z, a, b) / length, var * var)}
 
-# %% ../../nbs/22_features.summary.ipynb #5361d600
+# %% ../../nbs/22_features.summary.ipynb #c394d6ed
 def _needs(name: str) -> tuple:
     "Masks of which one at least must be set for a channel to mean something."
     group, rest = name.split(".")
@@ -163,7 +163,7 @@ def present(f: FrameFeatures, names) -> np.ndarray:
         all_of[need] = np.logical_or.reduce(known) if known else np.ones(n, bool)
     return np.stack([all_of[_needs(c)] for c in names]) if names else np.ones((0, n), bool)
 
-# %% ../../nbs/22_features.summary.ipynb #03922cd3
+# %% ../../nbs/22_features.summary.ipynb #55978579
 @lru_cache(maxsize=16)
 def _plan(names: tuple) -> tuple:
     "((kind, channel names, positions) for each kind of treatment, (pairs, positions of their first, of their second))."
@@ -181,7 +181,7 @@ def _centred(x, offsets) -> tuple:
     z = x - np.concatenate([np.repeat(mean, length, axis=1), mean[:, -1:]], axis=1)
     return z, mean, fold(np.add, z * z, offsets[:-1], offsets[1:]) / length
 
-# %% ../../nbs/22_features.summary.ipynb #77ccd98c
+# %% ../../nbs/22_features.summary.ipynb #f71c2a0b
 def _statistics(kind: str, x, offsets, rate) -> dict:
     "statistic → float64 `[channels, n]` of `x`, float32 `[channels, rows + 1]`."
     z, mean, var = _centred(x, offsets)
@@ -191,13 +191,13 @@ def _statistics(kind: str, x, offsets, rate) -> dict:
     if kind == "moving": return out
     return out | shape_features(x, z, var, offsets) | memory_features(z, var, offsets, rate) | spectrum_features(z[:, :-1], offsets, rate)
 
-# %% ../../nbs/22_features.summary.ipynb #a6287706
+# %% ../../nbs/22_features.summary.ipynb #d7a86ce5
 def correlations(x, offsets, i, j) -> np.ndarray:
     "`[pairs, n]`: correlation of channels `i[k]` and `j[k]` over each sequence, 0 for constant ones."
     z, _, var = _centred(x, offsets)
     return _ratio(fold(np.add, z[i] * z[j], offsets[:-1], offsets[1:]) / np.diff(offsets), np.sqrt(var[i] * var[j]))
 
-# %% ../../nbs/22_features.summary.ipynb #e6df01f0
+# %% ../../nbs/22_features.summary.ipynb #56e1f90a
 def _block(f: FrameFeatures, a, b, known) -> tuple:
     "(float32 `[b - a, K]`, K names) of sequences a … b; `known` says of each feature in which sequences its sensor was there."
     offsets, rate = f.offsets[a:b + 1] - f.offsets[a], f.rate_hz[a:b].astype(float)
@@ -215,7 +215,7 @@ def _block(f: FrameFeatures, a, b, known) -> tuple:
         pieces.append(np.where(both, correlations(rows[at], offsets, i, j), np.nan).astype(np.float32).T)
     return np.concatenate(pieces, axis=1), names
 
-# %% ../../nbs/22_features.summary.ipynb #ed1bb39a
+# %% ../../nbs/22_features.summary.ipynb #2a8d59e6
 def summarise(
     frames: FrameFeatures,
     duration: bool = True,    # length in seconds as a feature: leave it out where it gives the answer away
