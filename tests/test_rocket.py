@@ -19,7 +19,7 @@ def batch_of(lengths, y, classes=4, seed=0):
     rng, n, y = np.random.default_rng(seed), len(lengths), np.asarray(y)
     x = rng.normal(size=(sum(lengths), 3)).astype("f4") * np.float32(1 + np.repeat(y, lengths))[:, None]
     frames = FrameFeatures(x, ("acc.x", "acc.y", "acc.z"), offsets_of(lengths), {"has_acc": np.ones(n, bool)}, np.full(n, 20, "f4"))
-    return Batch(frames, np.arange(n), tuple("abcd"[:classes]), y, (np.arange(n) % 3).astype(str), (rng.normal(size=(n, 5)).astype("f4"), tuple("vwxyz")))
+    return Batch(frames, np.arange(n), tuple("abcd"[:classes]), y, (np.arange(n) % 3).astype(str))
 
 
 def fitted(b, inner=None):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'RocketRecipe', 'kernels', 'draw', 'convolve', 'thresholds', 'shares', 'ridge', 'softmax', 'sharpness',
-           'splits_of', 'choose', 'products', 'targets', 'RocketMember', 'aligned_stats']
+           'splits_of', 'choose', 'products', 'targets', 'RocketMember']
 
-# %% ../../nbs/44_models.rocket.ipynb #1b50e577
+# %% ../../nbs/44_models.rocket.ipynb #ff482a52
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..artifacts import read_arrays, read_json, write_arrays, write_json
 from ..config import UserError
 from .member import Batch, NoCheckpoint
 
-# %% ../../nbs/44_models.rocket.ipynb #649b3546
+# %% ../../nbs/44_models.rocket.ipynb #99c9b9aa
 @dataclass(frozen=True)
 class RocketRecipe:
     "How many convolutions, and what the ridge may choose from."
@@ -25,12 +25,11 @@ class RocketRecipe:
     draws: int = 2             # sets of features for each dilation
     thresholds: int = 6        # for each kernel
     sample: int = 64           # training sequences that thresholds are taken from
-    summaries: bool = True     # the summary statistics stand beside the shares
     alphas: tuple = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4)  # strengths of the ridge to choose from
 
 RECIPES = {"fast": RocketRecipe(), "full": RocketRecipe(dilations=16, draws=3)}
 
-# %% ../../nbs/44_models.rocket.ipynb #4a846617
+# %% ../../nbs/44_models.rocket.ipynb #7a19c120
 def kernels() -> np.ndarray:
     "float32 `[84, 9]`: weights that sum to 0, so a constant says nothing."
     triples = np.array(list(combinations(range(9), 3)))
@@ -38,7 +37,7 @@ def kernels() -> np.ndarray:
     np.put_along_axis(w, triples, 2, axis=1)
     return w
 
-# %% ../../nbs/44_models.rocket.ipynb #276dfeda
+# %% ../../nbs/44_models.rocket.ipynb #9891a487
 def draw(
     recipe: RocketRecipe,
     features: int,
@@ -54,14 +53,14 @@ def draw(
     rank = rng.random((len(dilations), 84, features)).argsort(2).argsort(2)
     return dilations, (rank < count).astype(np.uint8)
 
-# %% ../../nbs/44_models.rocket.ipynb #bc3e820a
+# %% ../../nbs/44_models.rocket.ipynb #9cc57239
 def convolve(x, chosen: np.ndarray, dilation: int):
     "Tensor float32 `[B, F, L]` → `[B, 84, L]`."
     import torch
     w = torch.from_numpy(kernels()[:, None, :] * chosen[:, :, None].astype(np.float32))
     return torch.nn.functional.conv1d(x, w, padding=4 * int(dilation), dilation=int(dilation))
 
-# %% ../../nbs/44_models.rocket.ipynb #a9b9aca4
+# %% ../../nbs/44_models.rocket.ipynb #56a31e38
 def thresholds(x, mask, dilations, chosen, count: int) -> np.ndarray:
     "float32 `[R, 84, count]` from tensors `[B, F, L]` and bool `[B, L]`."
     import torch
@@ -81,7 +80,7 @@ def shares(x, mask, dilations, chosen, bounds) -> np.ndarray:
         out.append(np.stack([np.count_nonzero(answer > b[:, None], axis=2) for b in bounds[r].T], 2).reshape(len(x), -1))
     return (np.concatenate(out, 1) / mask.sum(1, keepdim=True).numpy()).astype(np.float32)
 
-# %% ../../nbs/44_models.rocket.ipynb #8b04d7c4
+# %% ../../nbs/44_models.rocket.ipynb #5ccbfbd0
 def ridge(
     gram: np.ndarray,  # float64 [n, n]: products of the rows
     t: np.ndarray,     # float64 [n, C]: what they should say
@@ -93,7 +92,7 @@ def ridge(
     a.diagonal().add_(alpha)
     return torch.cholesky_solve(torch.from_numpy(t - mean), torch.linalg.cholesky(a)).numpy(), mean
 
-# %% ../../nbs/44_models.rocket.ipynb #7e85024f
+# %% ../../nbs/44_models.rocket.ipynb #8bc355b0
 def softmax(z: np.ndarray) -> np.ndarray:
     e = np.exp(z - z.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
@@ -104,7 +103,7 @@ def sharpness(scores: np.ndarray, y: np.ndarray) -> tuple:
     losses = [-np.log(np.maximum(softmax(f * scores)[np.arange(len(y)), y], 1e-9)).mean() for f in factors]
     return min(zip(losses, factors))
 
-# %% ../../nbs/44_models.rocket.ipynb #5b628fb6
+# %% ../../nbs/44_models.rocket.ipynb #f9409b2c
 def splits_of(subjects, inner_split, most: int = 2500) -> list:
     "(fit, check) pairs to choose by: for small sets five groups of people, each checked once; for large ones the inner split, which is reliable there."
     people, who = np.unique(subjects, return_inverse=True)
@@ -134,7 +133,7 @@ def targets(y: np.ndarray, classes: int) -> np.ndarray:
     "float64 `[n, C]`: 1 for the class, -1 for the others."
     return 2 * np.eye(classes)[y] - 1
 
-# %% ../../nbs/44_models.rocket.ipynb #5404dc34
+# %% ../../nbs/44_models.rocket.ipynb #e310932a
 class RocketMember:
     "Random convolutions and a ridge behind the interface of all members."
     name = "rocket"
@@ -168,7 +167,7 @@ class RocketMember:
         from gesture_nb.data.loaders import choose_view
         from gesture_nb.models.keras_net import measure, one_torch_thread, seed_of
         f, seed = train.frames, seed_of(self.seed, self.fold)
-        self.classes, self.names, self.stats = tuple(train.classes), tuple(f.names), tuple(train.summary()[1]) if self.recipe_.summaries else ()
+        self.classes, self.names = tuple(train.classes), tuple(f.names)
         self.view = choose_view(f.lengths[train.index], f.rate_hz[train.index])
         mean, scale = measure(f, train.index)
         dilations, chosen = draw(self.recipe_, len(self.names), self.view.length, seed)
@@ -185,15 +184,14 @@ class RocketMember:
         return torch.from_numpy(np.clip(x, -30, 30).astype(np.float32)), torch.from_numpy(b["mask"])
 
     def columns(self, batch: Batch, reporter) -> np.ndarray:
-        "float32 `[m, K]`: shares and summaries of every sequence."
+        "float32 `[m, K]`: the shares of every sequence."
         from gesture_nb.models.keras_net import one_torch_thread
         a, out = self.arrays, []
         with one_torch_thread(), reporter.task(f"Convolutions fold {self.fold + 1}", total=len(batch)) as t:
             for at in np.array_split(np.arange(len(batch)), -(-len(batch) // 64)):
                 out.append(shares(*self._tensors(batch, at), a["dilations"], a["chosen"], a["bounds"]))
                 t.advance(len(at))
-        x = np.concatenate(out)
-        return np.concatenate([x, aligned_stats(*batch.summary(), self.stats)], 1) if self.stats else x
+        return np.concatenate(out)
 
     def _scaled(self, x) -> np.ndarray: return np.clip((x - self.arrays["centre"]) / self.arrays["spread"], -8, 8)
 
@@ -208,7 +206,7 @@ class RocketMember:
     def save(self, folder: Path) -> None:
         "Arrays as safetensors, everything else as JSON."
         write_arrays(Path(folder) / "arrays.safetensors", self.arrays)
-        write_json(Path(folder) / "member.json", {"member": self.name, "classes": self.classes, "present": self.present, "names": self.names, "stats": self.stats, "view": asdict(self.view),
+        write_json(Path(folder) / "member.json", {"member": self.name, "classes": self.classes, "present": self.present, "names": self.names, "view": asdict(self.view),
                                                   "recipe": asdict(self.recipe_), "factor": self.factor, "alpha": self.alpha, "seed": self.seed, "fold": self.fold})
 
     @classmethod
@@ -219,17 +217,12 @@ class RocketMember:
         facts = read_json(path)
         try:
             m = cls(None, facts["seed"], facts["fold"], RocketRecipe(**{f.name: tuple(v) if isinstance(v := facts["recipe"][f.name], list) else v for f in fields(RocketRecipe)}))
-            m.classes, m.names, m.stats, m.present = tuple(facts["classes"]), tuple(facts["names"]), tuple(facts["stats"]), np.array(facts["present"])
+            m.classes, m.names, m.present = tuple(facts["classes"]), tuple(facts["names"]), np.array(facts["present"])
             m.view, m.factor, m.alpha, m.arrays = View(**facts["view"]), facts["factor"], facts["alpha"], arrays
         except (KeyError, TypeError) as e: raise UserError(f"{path} is not the description of a rocket member ({e}): train the member again.") from None
         return m
 
-# %% ../../nbs/44_models.rocket.ipynb #0ac92a0b
+# %% ../../nbs/44_models.rocket.ipynb #b8d1a014
 def _quiet():
     from gesture_nb.progress import Quiet
     return Quiet()
-
-def aligned_stats(x: np.ndarray, names: tuple, wanted: tuple) -> np.ndarray:
-    "The summary columns `wanted`, gaps as 0."
-    from gesture_nb.models.lgbm import aligned
-    return np.nan_to_num(aligned(x, names, wanted), posinf=0, neginf=0)
