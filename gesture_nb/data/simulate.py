@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACES', 'NAMES', 'simulate', 'write_competition']
 
-# %% ../../nbs/14_data.simulate.ipynb #75a6a003
+# %% ../../nbs/14_data.simulate.ipynb #57d2f492
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from .design import (DEAD, GESTURE_OF, NO_FAR, NO_FIFTH, NO_ROT, OPENING_OF, ORI
 from .sequences import SequenceTable, blocks, offsets_of, sequence_of_row
 from ..schema import ACC, BEHAVIORS, CMI_RATE_HZ, DEMOGRAPHICS, GESTURES, GRAVITY, N_TOF, OPENINGS, ORIENTATIONS, PHASES, ROT, TARGETS, TEST_COLUMNS, THM, TOF, TRAIN_COLUMNS
 
-# %% ../../nbs/14_data.simulate.ipynb #407a7f08
+# %% ../../nbs/14_data.simulate.ipynb #43f1272c
 def _exp(v):
     "The quaternions of rotation vectors."
     angle = np.sqrt((v * v).sum(0))
@@ -28,7 +28,7 @@ def _log(q):
     size = np.sqrt((q[1:] ** 2).sum(0))
     return q[1:] * (2 * np.arctan2(size, q[0]) / np.maximum(size, 1e-12))
 
-# %% ../../nbs/14_data.simulate.ipynb #ff6d91c9
+# %% ../../nbs/14_data.simulate.ipynb #1549cb64
 def _times(a, b):
     "The product: first turn by `b`, then by `a`."
     (aw, ax, ay, az), (bw, bx, by, bz) = a, b
@@ -42,7 +42,7 @@ def _turn(q, v):
     t = 2 * np.cross(q[1:], v, axis=0)
     return v + q[0] * t + np.cross(q[1:], t, axis=0)
 
-# %% ../../nbs/14_data.simulate.ipynb #a94ebf79
+# %% ../../nbs/14_data.simulate.ipynb #38ead250
 _FAR = 400
 PLACES = {  # turned (°) · at (m: right, forward, up) · distance (mm) seen by sensors 1 … 5
     "hanging": ((-60, 5, 10), (.25, .05, -.35), (_FAR, 150, _FAR, 320, _FAR)), "lap": ((0, 10, 25), (.1, .25, -.2), (300, _FAR, _FAR, 120, _FAR)),
@@ -57,7 +57,7 @@ PLACES = {  # turned (°) · at (m: right, forward, up) · distance (mm) seen by
     "thigh": ((-6, 7, 17), (.08, .3, -.25), (260, _FAR, 320, 75, 300))}
 _TURNED, _AT, _SEEN = (np.array([v[i] for v in PLACES.values()], float).T for i in range(3))
 
-# %% ../../nbs/14_data.simulate.ipynb #44792461
+# %% ../../nbs/14_data.simulate.ipynb #5d1cd473
 _ACTS = {  # place · (Hz, mm, °) · (Hz, mm, °)
     "Above ear - pull hair": ("ear", (0.9, (4, 8, 14), (5, 3, 3)), (2.1, (3, 2, 4), (2, 2, 1))),
     "Cheek - pinch skin": ("cheek", (1.3, (3, 4, 5), (4, 2, 3)), (2.6, (1, 2, 2), (1, 2, 1))),
@@ -78,14 +78,14 @@ _ACTS = {  # place · (Hz, mm, °) · (Hz, mm, °)
     "Scratch knee/leg skin": ("knee", (2.8, (10, 6, 3), (3, 3, 6)), (1.2, (4, 3, 2), (2, 2, 2))),
     "Write name on leg": ("thigh", (1.3, (14, 16, 4), (4, 5, 5)), (2.3, (8, 8, 3), (3, 3, 3)))}
 
-# %% ../../nbs/14_data.simulate.ipynb #7cdec479
+# %% ../../nbs/14_data.simulate.ipynb #dc4f3a57
 _PLACE = np.array([list(PLACES).index(_ACTS[g][0]) for g in GESTURES])
 _HZ = np.array([[_ACTS[g][k][0] for g in GESTURES] for k in (1, 2)])                        # [2, gestures]
 _MOVES = np.array([[_ACTS[g][k][1] for g in GESTURES] for k in (1, 2)]).transpose(0, 2, 1) / 1000  # [2, 3, gestures], m
 _TURNS = np.radians([[_ACTS[g][k][2] for g in GESTURES] for k in (1, 2)]).transpose(0, 2, 1)       # [2, 3, gestures]
 _BODY = np.radians([[0, 0, 0], [-55, 12, 0], [82, 0, 0], [5, -80, 0]]).T                       # how each orientation tilts the body
 
-# %% ../../nbs/14_data.simulate.ipynb #7f8dd6a7
+# %% ../../nbs/14_data.simulate.ipynb #5ce7242b
 def _sway(seed, what, degrees, *keys):
     "Random rotation vectors `[3, n]` with a spread of `degrees` about each axis, the same for the same keys."
     return np.radians(degrees) * normal(seed, what, *keys, n=3).reshape(-1, 3).T
@@ -99,7 +99,7 @@ def _poses(p, seed, place):
     at = _AT[:, place] * people(person, seed)["shoulder_to_wrist_cm"] / 52
     return _times(_times(body, _exp(np.radians(_TURNED[:, place]))), _exp(own)), _turn(body, at)
 
-# %% ../../nbs/14_data.simulate.ipynb #0d145ade
+# %% ../../nbs/14_data.simulate.ipynb #969399b0
 def _stroke(row, start, rows):
     "How much of the way is done (0 … 1) and its second derivative (1/s²), for a smooth stroke of `rows` steps that begins at `start`."
     u = np.clip((row - start) / rows, 0, 1)
@@ -111,7 +111,7 @@ def _slow(row, *keys):
     w, shift = 2 * np.pi * (0.05 + 0.4 * u[..., :2]) / CMI_RATE_HZ, 2 * np.pi * u[..., 2:]
     return np.sin(w * row[:, None, None] + shift).sum(2).T
 
-# %% ../../nbs/14_data.simulate.ipynb #fe5a11b6
+# %% ../../nbs/14_data.simulate.ipynb #e9e722da
 def _oscillation(p, seed, s, since):
     "Turn `[3, rows]` (rotation vector), acceleration `[3, rows]` (m/s²) and phase `[rows]` of the gestures, `since` seconds after their start, in the device's axes."
     g, on = p["act"], np.clip(since / 0.4, 0, 1) * (since >= 0)
@@ -128,7 +128,7 @@ def _oscillation(p, seed, s, since):
         phase = phase + on * np.sin(angle) / (k + 1)
     return turn, acc, phase
 
-# %% ../../nbs/14_data.simulate.ipynb #d9672e98
+# %% ../../nbs/14_data.simulate.ipynb #0b342dcf
 def _motion(p, seed, s, row, rest_at, gesture_at, way):
     "Orientation `[4, rows]`, what the accelerometer feels `[3, rows]`, share of the way `[rows]` and phase of the gesture `[rows]`."
     (q0, x0), (q1, x1) = (_poses(p, seed, place) for place in (OPENING_OF[p["cell"]], _PLACE[p["act"]]))
@@ -140,7 +140,7 @@ def _motion(p, seed, s, row, rest_at, gesture_at, way):
     pull = push * (x1 - x0)[:, s] + _turn(q1[:, s], acc) + np.array([0, 0, GRAVITY])[:, None]
     return q, _turn(_back(q), pull) + 0.12 * normal(seed, "noise", p["key"][s], row, n=3).T, done, phase
 
-# %% ../../nbs/14_data.simulate.ipynb #2adf4db2
+# %% ../../nbs/14_data.simulate.ipynb #87cd3c5d
 def _distances(p, seed, s, row, done, phase):
     "float64 `[5, rows]` mm: what the middle of each distance sensor sees."
     def seen(place):
@@ -150,7 +150,7 @@ def _distances(p, seed, s, row, done, phase):
     beat = 0.08 * normal(seed, "beat", p["key"], n=N_TOF).T
     return np.exp(a[:, s] * (1 - done) + b[:, s] * done + beat[:, s] * phase + 0.06 * _slow(row, seed, "tremor", p["key"][s])[[0, 1, 2, 0, 1]])
 
-# %% ../../nbs/14_data.simulate.ipynb #f64a4fff
+# %% ../../nbs/14_data.simulate.ipynb #673fc688
 _CELL = np.stack(np.divmod(np.arange(64), 8)).T - 3.5   # row and column of each of the 64, from the middle
 
 def _grids(p, seed, s, row, distance):
@@ -164,7 +164,7 @@ def _grids(p, seed, s, row, distance):
     d = distance.astype(np.float32)[:, None] * (1 + tilt[:, :, s] + 0.12 * (chance - 0.5))
     return np.where((d < 250) & (chance > 0.07), np.clip(np.floor(d), 0, 249), np.float32(-1))
 
-# %% ../../nbs/14_data.simulate.ipynb #ea6077cd
+# %% ../../nbs/14_data.simulate.ipynb #d20a2dc9
 def _warmth(p, seed, s, row, distance, late):
     "float64 `[5, rows]` °C; `late` is the distance a moment ago, when the warmth that is felt now was met."
     room = 24.5 + 1.5 * normal(seed, "room", p["person"])
@@ -174,7 +174,7 @@ def _warmth(p, seed, s, row, distance, late):
     t = t + 0.12 * _slow(row, seed, "draught", p["key"][s])[[0, 1, 2, 0, 1]] + 0.05 * normal(seed, "cold", p["key"][s], row, n=N_TOF).T
     return np.minimum(22 + np.logaddexp(0, 3 * (t - 22)) / 3, 39.6)
 
-# %% ../../nbs/14_data.simulate.ipynb #2ddadc06
+# %% ../../nbs/14_data.simulate.ipynb #f922e3be
 _HALF_TURN, _MIRROR = (0, 3, 4, 1, 2), (0, 1, 4, 3, 2)   # which sensor stands where sensor 1 … 5 was
 
 def _mirror(acc, q, thm, grid):
@@ -187,7 +187,7 @@ def _half_turn(acc, q, thm, grid):
     "What a device turned by 180° about its z axis would have recorded."
     return acc * [[-1], [-1], [1]], np.stack([-q[3], q[2], -q[1], q[0]]), thm[list(_HALF_TURN)], grid[list(_HALF_TURN), ::-1]
 
-# %% ../../nbs/14_data.simulate.ipynb #88833f04
+# %% ../../nbs/14_data.simulate.ipynb #90a25ddb
 def _worn(who, s, parts):
     "The readings as each person wears the device."
     for change, rows in ((_mirror, (who["handedness"] == 0)[s]), (_half_turn, who["flipped"][s])):
@@ -195,7 +195,7 @@ def _worn(who, s, parts):
             for a, b in zip(parts, change(*(x[..., rows] for x in parts))): a[..., rows] = b
     return parts
 
-# %% ../../nbs/14_data.simulate.ipynb #2bfc8686
+# %% ../../nbs/14_data.simulate.ipynb #9fd02ef1
 def _gaps(p, seed, imu_only):
     "bool `[n]` each: without rotation; without any thm and tof; without thm_5; without tof_5."
     place = p["person"] // 2 % ROUND
@@ -211,7 +211,7 @@ def _dead(p, seed, s, row, thm):
         thm[i, bad] = np.maximum(0, 6 * normal(seed, "rest", p["key"][s][bad], row[bad]))
     return thm
 
-# %% ../../nbs/14_data.simulate.ipynb #06d4bc13
+# %% ../../nbs/14_data.simulate.ipynb #d88f000a
 NAMES = ACC + ROT + THM + TOF
 
 def _readings(p, seed, imu_only, lengths, rest_at, gesture_at, way):
@@ -226,7 +226,7 @@ def _readings(p, seed, imu_only, lengths, rest_at, gesture_at, way):
     for gap, cols in zip(_gaps(p, seed, imu_only), (slice(3, 7), slice(7, None), slice(11, 12), slice(12 + 256, None))): out[cols, gap[s]] = np.nan
     return out
 
-# %% ../../nbs/14_data.simulate.ipynb #62f4e4ae
+# %% ../../nbs/14_data.simulate.ipynb #c8072c7a
 def _meta(p, seed, rest_at, gesture_at):
     "What is known once a sequence."
     word = lambda names, index: np.array(names)[index]
@@ -243,7 +243,7 @@ def _stream(sequences, seed, test=False, imu_only=0.0, max_rows=16_384):
         q, some = {k: v[a:b] for k, v in p.items()}, [v[a:b] for v in parts]
         yield SequenceTable(_readings(q, seed, imu_only, *some), NAMES, offsets_of(some[0]), _meta(q, seed, some[1], some[2]))
 
-# %% ../../nbs/14_data.simulate.ipynb #6b29dec7
+# %% ../../nbs/14_data.simulate.ipynb #bba4ec77
 def simulate(
     sequences: int = 500,   # how many; 8151 are a whole competition
     seed: int = 0,
@@ -265,7 +265,7 @@ def _told(tables, total, title, reporter):
     with reporter.task(title, total) as task:
         for t in tables: yield t; task.advance(len(t))
 
-# %% ../../nbs/14_data.simulate.ipynb #5786b109
+# %% ../../nbs/14_data.simulate.ipynb #50271780
 def _words(x):
     "An Arrow string array of whole numbers from -1 to 249 as pandas writes a float column; null for NaN."
     import pyarrow as pa
@@ -279,7 +279,7 @@ def _floats(x):
     text = pc.cast(pa.array(x + np.float32(0), mask=np.isnan(x)), pa.string())
     return pc.if_else(pa.array(x == np.floor(x)), pc.binary_join_element_wise(text, "0", "."), text)
 
-# %% ../../nbs/14_data.simulate.ipynb #79eda891
+# %% ../../nbs/14_data.simulate.ipynb #ca7d45e2
 def _column(t, s, row, name):
     "One column of the competition's file as an Arrow array."
     import pyarrow as pa
@@ -293,7 +293,7 @@ def _column(t, s, row, name):
     if name in t.meta: return pa.array(t.meta[name]).take(pa.array(s))
     return (_words if name in TOF else _floats)(t.channel(name))
 
-# %% ../../nbs/14_data.simulate.ipynb #a2215cda
+# %% ../../nbs/14_data.simulate.ipynb #6de7d177
 def _write_rows(path, tables, columns):
     "Writes a CSV file of the tables' rows, atomically; returns the metadata of its sequences."
     import pyarrow as pa
@@ -313,7 +313,7 @@ def _write_people(path, meta):
     first = np.unique(meta["subject"], return_index=True)[1]
     with atomic_path(path) as tmp: pd.DataFrame({k: meta[k][first] for k in DEMOGRAPHICS}).to_csv(tmp, index=False)
 
-# %% ../../nbs/14_data.simulate.ipynb #9b717cfe
+# %% ../../nbs/14_data.simulate.ipynb #05fee0bd
 def write_competition(
     folder,                       # where train.csv, test.csv and their demographics go
     sequences: int = 8151,        # of the training data

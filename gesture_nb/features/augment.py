@@ -7,14 +7,14 @@ __all__ = ['NONE', 'QUATERNION', 'COLUMNS', 'Augment', 'warp', 'triplets_of', 'r
            'positions_of', 'turn', 'heading', 'rescale', 'add_noise', 'sensor_of_feature', 'drop_sensors',
            'soft_labels', 'beta', 'blend', 'augment']
 
-# %% ../../nbs/24_features.augment.ipynb #ce7ca414
+# %% ../../nbs/24_features.augment.ipynb #f863ac2a
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/24_features.augment.ipynb #94ad149e
+# %% ../../nbs/24_features.augment.ipynb #3b1d5ea2
 @dataclass(frozen=True)
 class Augment:
     "How much of what. `names` and `flags` tell what the batch holds; whoever trains fills them in."
@@ -34,7 +34,7 @@ class Augment:
 
 NONE = Augment(0, 0, 0, False, 0, 0, 0, 0, 0, (), 0)
 
-# %% ../../nbs/24_features.augment.ipynb #665c1ea2
+# %% ../../nbs/24_features.augment.ipynb #1b295382
 def warp(batch: dict, stretch: float, shift: float, generator) -> dict:
     "Each sequence read faster or slower, earlier or later, with straight lines between steps."
     x, mask = batch["x"], batch["mask"]
@@ -54,7 +54,7 @@ def warp(batch: dict, stretch: float, shift: float, generator) -> dict:
     grids = batch["grids"][torch.arange(b, device=x.device)[:, None], torch.where(empty, torch.arange(n, device=x.device), low)]
     return out | {"grids": torch.where(mask[:, :, None, None, None], grids, torch.full_like(grids, -2))}
 
-# %% ../../nbs/24_features.augment.ipynb #5d96cd3a
+# %% ../../nbs/24_features.augment.ipynb #15a612ae
 @lru_cache(maxsize=16)
 def triplets_of(names: tuple) -> tuple:
     "Positions of the (x, y, z) features of each vector in device coordinates."
@@ -62,7 +62,7 @@ def triplets_of(names: tuple) -> tuple:
     stems = [n[:-1] for n in names if n.endswith("x") and n[:-1] + "y" in at and n[:-1] + "z" in at]
     return tuple((at[s + "x"], at[s + "y"], at[s + "z"]) for s in stems if not s.startswith(("rot.", "motion.world")))
 
-# %% ../../nbs/24_features.augment.ipynb #df28d7b2
+# %% ../../nbs/24_features.augment.ipynb #66f60855
 def random_turns(n: int, deviation: float, generator) -> torch.Tensor:
     "float32 `[n, 4]` quaternions of turns about random axes."
     v = torch.randn(n, 3, generator=generator) * deviation
@@ -75,7 +75,7 @@ def matrices(q) -> torch.Tensor:
     rows = [1 - 2 * (y*y + z*z), 2 * (x*y - w*z), 2 * (x*z + w*y), 2 * (x*y + w*z), 1 - 2 * (x*x + z*z), 2 * (y*z - w*x), 2 * (x*z - w*y), 2 * (y*z + w*x), 1 - 2 * (x*x + y*y)]
     return torch.stack(rows, 1).reshape(-1, 3, 3)
 
-# %% ../../nbs/24_features.augment.ipynb #76735199
+# %% ../../nbs/24_features.augment.ipynb #dbf021c6
 def product(p, q) -> torch.Tensor:
     "Hamilton's product of quaternions `[B, 4, L]` (or `[B, 4, 1]`)."
     (a, b, c, d), (w, x, y, z) = p.unbind(1), q.unbind(1)
@@ -86,7 +86,7 @@ def _starts_positive(q, mask):
     first = q[torch.arange(len(q), device=q.device), 0, mask.to(torch.uint8).argmax(1)]
     return torch.where(first < 0, -1.0, 1.0)[:, None, None] * q
 
-# %% ../../nbs/24_features.augment.ipynb #e4030ac2
+# %% ../../nbs/24_features.augment.ipynb #15279b82
 @lru_cache(maxsize=16)
 def positions_of(names: tuple, wanted: tuple) -> list:
     "Where `wanted` features are, or an empty list if one is missing."
@@ -108,7 +108,7 @@ def turn(batch: dict, names: tuple, deviation: float, generator) -> dict:
         x[:, at] = _starts_positive(product(batch["x"][:, at], (q * q.new_tensor([1, -1, -1, -1]))[:, :, None]), batch["mask"])
     return batch | {"x": x}
 
-# %% ../../nbs/24_features.augment.ipynb #577b6810
+# %% ../../nbs/24_features.augment.ipynb #883e33e4
 def heading(batch: dict, names: tuple, generator) -> dict:
     "The world's x and y axes turned by any angle, in each sequence another."
     angle = (torch.rand(len(batch["x"]), generator=generator) * 2 * torch.pi).to(batch["x"].device)
@@ -122,7 +122,7 @@ def heading(batch: dict, names: tuple, generator) -> dict:
         x[:, at] = _starts_positive(product(torch.stack([(angle / 2).cos(), zero, zero, (angle / 2).sin()], 1)[:, :, None], batch["x"][:, at]), batch["mask"])
     return batch | {"x": x}
 
-# %% ../../nbs/24_features.augment.ipynb #01fdd297
+# %% ../../nbs/24_features.augment.ipynb #cf2daf27
 def rescale(batch: dict, names: tuple, deviation: float, generator) -> dict:
     "Gyroscope and gravity-free features of each sequence times one factor near 1."
     moving = torch.tensor([n.startswith(("gyr.", "motion.")) and not n.startswith("motion.grav") for n in names])
@@ -134,7 +134,7 @@ def add_noise(batch: dict, share: float, generator) -> dict:
     noise = torch.randn(batch["x"].shape, generator=generator).to(batch["x"].device)
     return batch | {"x": batch["x"] + noise * share * batch["x"].std(2, keepdim=True) * batch["mask"][:, None]}
 
-# %% ../../nbs/24_features.augment.ipynb #2508ead2
+# %% ../../nbs/24_features.augment.ipynb #ca9a191c
 @lru_cache(maxsize=16)
 def sensor_of_feature(names: tuple, flags: tuple) -> torch.Tensor:
     "bool `[flags, features]`: which features go silent with which flag."
@@ -154,7 +154,7 @@ def drop_sensors(batch: dict, names: tuple, flags: tuple, drop: tuple, drop_one:
     keep, silent = keep.to(batch["x"].device), silent.to(batch["x"].device)
     return batch | {"x": batch["x"] * ~silent[:, :, None], "flags": batch["flags"] * keep}
 
-# %% ../../nbs/24_features.augment.ipynb #e2e6739f
+# %% ../../nbs/24_features.augment.ipynb #f2b01c5b
 def soft_labels(y, classes: int):
     "float32 `[B, classes]` of whole-number labels."
     return F.one_hot(y, classes).float()
@@ -165,7 +165,7 @@ def beta(n: int, alpha: float, generator) -> torch.Tensor:
     share = a[0] / a.sum(0).clamp(min=1e-9)
     return torch.maximum(share, 1 - share)
 
-# %% ../../nbs/24_features.augment.ipynb #0c9cc3f7
+# %% ../../nbs/24_features.augment.ipynb #0b2a3252
 def blend(batch: dict, mixup: float, cutmix: float, alpha: float, generator) -> dict:
     "Some sequences laid over others (mixup), some with a span replaced (cutmix); labels in the same shares."
     x, n, steps, device = batch["x"], len(batch["x"]), batch["x"].shape[2], batch["x"].device
@@ -184,7 +184,7 @@ def blend(batch: dict, mixup: float, cutmix: float, alpha: float, generator) -> 
     far = torch.where(batch["grids"] < 0, 255, batch["grids"]).to(x.dtype)
     return out | {"grids": lay(far, own[:, :, None, None, None])}
 
-# %% ../../nbs/24_features.augment.ipynb #8b2c8ce0
+# %% ../../nbs/24_features.augment.ipynb #737a4c43
 def augment(
     batch: dict,     # x `[B, C, L]`, mask `[B, L]`, flags `[B, K]`, y float `[B, classes]`, grids where there are some
     spec: Augment,
