@@ -78,7 +78,7 @@ def test():
             print(f"nbdev_test: {time.monotonic() - start:.0f} s", flush=True)
 
     threading.Thread(target=beat, daemon=True).start()
-    nbdev("nbdev_test", "--n_workers", "2", "--do_print", "True", PROGRESS="lines")
+    nbdev("nbdev_test", "--n_workers", "2", "--do_print", PROGRESS="lines")
     done.set()
     count = len([p for p in (ROOT / "nbs").rglob("*.ipynb") if not p.name.startswith(("_", ".")) and ".ipynb_checkpoints" not in p.parts])
     print(f"nbdev_test: {count} notebooks passed in {time.monotonic() - start:.0f} s", flush=True)

@@ -6,7 +6,7 @@
 __all__ = ['FAST', 'FULL', 'PRESETS', 'Preset', 'Shape', 'stems_of', 'stride_of', 'conv', 'SqueezeExcite', 'Residual', 'GridStem',
            'Pool', 'GestureNet', 'measure', 'shape_of']
 
-# %% ../../nbs/42_models.torch_layers.ipynb #44506a71
+# %% ../../nbs/42_models.torch_layers.ipynb #fa2bc327
 import math
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ from ..data.loaders import View, choose_view, gather
 from ..features.augment import Augment
 from .member import Batch
 
-# %% ../../nbs/42_models.torch_layers.ipynb #80c802a3
+# %% ../../nbs/42_models.torch_layers.ipynb #76244525
 @dataclass(frozen=True)
 class Preset:
     "How large the net is, and how it learns."
@@ -31,7 +31,7 @@ class Preset:
     stem: int = 24                   # channels of each group's stem
     dropout: float = 0.3             # before the last layer
     epochs: int = 18                 # passes over the training set
-    samples: tuple = (20_000, 200_000)  # … but so many sequences at least and at most, all passes together
+    samples: tuple = (16_000, 200_000)  # … but so many sequences at least and at most, all passes together
     batch_size: int = 64             # at most; small sets take smaller batches
     lr: float = 3e-3                 # the highest of the schedule
     weight_decay: float = 0.05
@@ -47,7 +47,7 @@ FAST = Preset()
 FULL = Preset(widths=(96, 160, 224), blocks=2, stem=32, epochs=100, samples=(200_000, 4_000_000), batch_size=128, ema=0.999)
 PRESETS = {"fast": FAST, "full": FULL}
 
-# %% ../../nbs/42_models.torch_layers.ipynb #eb15253d
+# %% ../../nbs/42_models.torch_layers.ipynb #7775a9c7
 @dataclass(frozen=True)
 class Shape:
     "What a net was built for."
@@ -59,19 +59,19 @@ class Shape:
     grids: int = 0       # ToF sensors with grids
     aux: dict = field(default_factory=dict)   # extra head → number of its labels
 
-# %% ../../nbs/42_models.torch_layers.ipynb #25c2f02e
+# %% ../../nbs/42_models.torch_layers.ipynb #86a685db
 def stems_of(shape: Shape) -> dict:
     "Stem → (positions of its features, positions of the flags of which one must be set); each ToF sensor has its own stem."
     heads = [n.split("_")[0] if n.startswith("tof.") else n.split(".")[0] for n in shape.names]
     flags = {h: [i for i, k in enumerate(shape.flags) if k == "has_" + h.replace(".", "_") or k.startswith(f"has_{h}_")] for h in dict.fromkeys(heads)}
     return {h: (np.flatnonzero([x == h for x in heads]).tolist(), flags[h]) for h in flags}
 
-# %% ../../nbs/42_models.torch_layers.ipynb #f1e6e2fc
+# %% ../../nbs/42_models.torch_layers.ipynb #e99f73fb
 def stride_of(shape: Shape, preset: Preset) -> int:
     "Steps of the input for one step after the stems: a power of two."
     return 1 << max(0, round(math.log2(shape.length / preset.steps)))
 
-# %% ../../nbs/42_models.torch_layers.ipynb #eb8a1f1c
+# %% ../../nbs/42_models.torch_layers.ipynb #26d72b4b
 def conv(a: int, b: int, kernel: int, stride: int = 1) -> nn.Sequential:
     "Convolution that keeps the length (or divides it by `stride`), normalised and rectified."
     return nn.Sequential(nn.Conv1d(a, b, kernel, stride, kernel // 2, bias=False), nn.BatchNorm1d(b), nn.SiLU())
@@ -83,7 +83,7 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Sequential(nn.Linear(width, width // 4), nn.SiLU(), nn.Linear(width // 4, width), nn.Sigmoid())
     def forward(self, x, mask): return x * self.gate((x * mask).sum(2) / mask.sum(2).clamp(min=1))[:, :, None]
 
-# %% ../../nbs/42_models.torch_layers.ipynb #34b9664c
+# %% ../../nbs/42_models.torch_layers.ipynb #13835909
 class Residual(nn.Module):
     "Two convolutions and a squeeze-excite beside a shortcut; halves the time steps if `stride` is 2."
     def __init__(self, a: int, b: int, kernel: int, stride: int = 1):
@@ -98,7 +98,7 @@ class Residual(nn.Module):
         mask = mask[:, :, ::self.stride]
         return F.silu(self.excite(self.body(x), mask) + self.skip(short)) * mask, mask
 
-# %% ../../nbs/42_models.torch_layers.ipynb #8ddff380
+# %% ../../nbs/42_models.torch_layers.ipynb #d6f1c0ec
 class GridStem(nn.Module):
     "A 2-D convolution over frames of each ToF sensor: `[B, L, S, 8, 8]` → `[B, width, L/stride]`."
     def __init__(self, sensors: int, width: int, stride: int):
@@ -112,7 +112,7 @@ class GridStem(nn.Module):
         near = torch.where(g < 0, torch.zeros_like(g), 1 - g.clamp(max=255) / 255) * present[:, None, :, None, None]
         return self.join(self.look(near.flatten(0, 1)).reshape(*g.shape[:2], -1).transpose(1, 2))
 
-# %% ../../nbs/42_models.torch_layers.ipynb #137543f8
+# %% ../../nbs/42_models.torch_layers.ipynb #368892a0
 class Pool(nn.Module):
     "`[B, C, L]` → `[B, 3C]`: attended mean, mean and maximum over real steps."
     def __init__(self, width: int):
@@ -122,7 +122,7 @@ class Pool(nn.Module):
         share = self.score(x).float().masked_fill(mask == 0, -1e4).softmax(2).to(x.dtype)
         return torch.cat([(x * share).sum(2), (x * mask).sum(2) / mask.sum(2).clamp(min=1), x.masked_fill(mask == 0, -1e4).amax(2)], 1)
 
-# %% ../../nbs/42_models.torch_layers.ipynb #e5aebb44
+# %% ../../nbs/42_models.torch_layers.ipynb #145d20b4
 class GestureNet(nn.Module):
     "Stems, stages, pooling and heads."
     def __init__(self, shape: Shape, preset: Preset):
@@ -156,7 +156,7 @@ class GestureNet(nn.Module):
         x = torch.cat([self.drop(self.pool(x, mask)), flags], 1)
         return {k: head(x) for k, head in self.heads.items()}
 
-# %% ../../nbs/42_models.torch_layers.ipynb #4ce21e35
+# %% ../../nbs/42_models.torch_layers.ipynb #f675ee7c
 def measure(frames: FrameFeatures, index, shape: Shape) -> tuple:
     "(mean, 1/deviation) float32 of each feature over the sequences `index` in which its sensor is present."
     total, count = np.zeros((2, len(shape.names))), np.zeros(len(shape.names))
@@ -171,7 +171,7 @@ def measure(frames: FrameFeatures, index, shape: Shape) -> tuple:
     mean, square = total / np.maximum(count, 1)
     return mean.astype(np.float32), (1 / np.sqrt(np.maximum(square - mean**2, 1e-8))).astype(np.float32)
 
-# %% ../../nbs/42_models.torch_layers.ipynb #bfacedae
+# %% ../../nbs/42_models.torch_layers.ipynb #040c2ae7
 def shape_of(train: Batch, preset: Preset) -> Shape:
     "What the net must be built for, from training data alone."
     f = train.frames
