@@ -7,9 +7,8 @@ __all__ = ['in_worker', 'is_guarded', 'without_second_run', 'ending_in_order', '
            'score_lines', 'served_lines', 'may_train', 'train_and_report', 'train_only', 'serve_fold', 'on_rerun',
            'ready', 'serve_competition', 'competition_folder', 'serve', 'main', 'finish', 'picker']
 
-# %% ../nbs/80_app.ipynb #3fd2cc26
+# %% ../nbs/80_app.ipynb #804c4b4c
 import ast
-import multiprocessing
 import os
 import signal
 import sys
@@ -24,10 +23,12 @@ from .artifacts import MANIFEST, locked, write_json
 from .config import Settings, UserError, active_members, changed, read_settings, with_settings
 from .progress import Reporter
 
-# %% ../nbs/80_app.ipynb #c2cdffab
+# %% ../nbs/80_app.ipynb #692bc392
 def in_worker() -> bool:
-    "True in a process that `multiprocessing` started."
-    return multiprocessing.parent_process() is not None
+    "True while a spawned worker process is importing the script that started it (Python then calls that script `__mp_main__`)."
+    frame = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "__mp_main__": frame = frame.f_back
+    return frame is not None
 
 def _calling_script():
     "(file, line) of the running script's top level on its way to here, or (None, 0) in a notebook, a module run with -m, or a console script."
@@ -39,7 +40,7 @@ def _calling_script():
         frame = frame.f_back
     return None, 0
 
-# %% ../nbs/80_app.ipynb #a94ce538
+# %% ../nbs/80_app.ipynb #9f229560
 def is_guarded(source: str, line: int) -> bool:
     "True if line `line` of a script stands under a test of `__name__` (or cannot be judged)."
     try: statements = ast.parse(source).body
@@ -48,7 +49,7 @@ def is_guarded(source: str, line: int) -> bool:
         if s.lineno <= line <= s.end_lineno: return isinstance(s, ast.If) and any(getattr(n, "id", "") == "__name__" for n in ast.walk(s.test))
     return True
 
-# %% ../nbs/80_app.ipynb #71fd4bef
+# %% ../nbs/80_app.ipynb #603a35ee
 def without_second_run(s: Settings, reporter) -> Settings:
     "The settings, without workers if the calling script would be run again by them."
     file, line = _calling_script()
@@ -59,7 +60,7 @@ def without_second_run(s: Settings, reporter) -> Settings:
     reporter.say(f"{Path(file).name} calls main() in line {line} outside `if __name__ == \"__main__\":`, so each worker process would run the script again: going on without workers; put the call under that test to use them.")
     return with_settings(s, dl_num_workers=0)
 
-# %% ../nbs/80_app.ipynb #f9b9c37d
+# %% ../nbs/80_app.ipynb #c214edc8
 @contextmanager
 def ending_in_order(reporter):
     "SIGTERM raises `KeyboardInterrupt` inside; both say that the work can be taken up again."
@@ -85,7 +86,7 @@ def session(**overrides):
         reporter.say("Settings: " + (", ".join(f"{k}={v}" for k, v in changed(s).items()) or "all defaults"))
         yield s, reporter
 
-# %% ../nbs/80_app.ipynb #7e3fec92
+# %% ../nbs/80_app.ipynb #20edeb21
 @dataclass(frozen=True)
 class Outcome:
     "What a run came to, and where it lies."
@@ -104,7 +105,7 @@ def score_lines(metrics: dict) -> list:
 def served_lines(served: dict) -> list:
     return [] if not served else [f"Served {served['sequences']} sequences of {served['subjects']} people that the answering members never saw: accuracy {served['accuracy']:.3f}, macro F1 {served['macro_f1']:.3f}"]
 
-# %% ../nbs/80_app.ipynb #9f72c078
+# %% ../nbs/80_app.ipynb #7c13255d
 def may_train(s: Settings) -> bool:
     "False where training is switched off; then finished members must be there, which is checked before anything else."
     if s.run_any_training is not False: return True
@@ -113,7 +114,7 @@ def may_train(s: Settings) -> bool:
         raise UserError(f"RUN_ANY_TRAINING=0, but {s.output_path} has no finished members for {', '.join(missing) or 'the blend'}: unset it to train them, or name the folder of a finished run with OUTPUT_PATH.")
     return False
 
-# %% ../nbs/80_app.ipynb #84b5e7f4
+# %% ../nbs/80_app.ipynb #8cdb9bad
 def train_and_report(s: Settings, reporter):
     "Trains what is missing, writes the results and the report; returns (problem, metrics)."
     from gesture_nb.report.report import write_report
@@ -132,7 +133,7 @@ def train_only(**overrides) -> Outcome:
         reporter.say("\n".join(score_lines(outcome.metrics)))
         return outcome
 
-# %% ../nbs/80_app.ipynb #e23dda89
+# %% ../nbs/80_app.ipynb #dd477241
 def serve_fold(s: Settings, problem, reporter, fold: int = 0) -> dict:
     "Writes `submission.parquet` for the fold's sequences and returns the score of its answers."
     from gesture_nb.evaluation.metric import scores
@@ -146,7 +147,7 @@ def serve_fold(s: Settings, problem, reporter, fold: int = 0) -> dict:
     judged = scores(truth, np.array([told[i] for i in people.meta["sequence_id"]]), problem.classes)
     return {k: judged[k] for k in ("accuracy", "macro_f1", "score") if k in judged} | {"sequences": len(rows), "subjects": len(np.unique(people.meta["subject"])), "fold": fold}
 
-# %% ../nbs/80_app.ipynb #dacc6887
+# %% ../nbs/80_app.ipynb #a1479258
 def on_rerun() -> bool: return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 
 def ready(s: Settings, reporter):
@@ -167,7 +168,7 @@ def competition_folder(s: Settings):
     folder = Path(s.data)
     return folder if folder.is_dir() and (folder / "test.csv").exists() else None
 
-# %% ../nbs/80_app.ipynb #e872d788
+# %% ../nbs/80_app.ipynb #352c8ee4
 def serve(**overrides) -> None:
     "What `gesture-nb serve` does: answer the competition's gateway, or a local one over the test file of the data folder."
     if in_worker(): return None
@@ -175,9 +176,9 @@ def serve(**overrides) -> None:
         if not on_rerun() and competition_folder(s) is None: raise UserError(f"{s.data} is not a competition folder with a test.csv, so there is nobody to serve: name one with --data, or use `gesture-nb predict` for a file.")
         serve_competition(s, reporter)
 
-# %% ../nbs/80_app.ipynb #ba3bbb5d
+# %% ../nbs/80_app.ipynb #be968669
 def main(**overrides) -> Outcome:
-    "Trains if needed, reports, serves. Settings come from the environment and from keyword arguments. Does nothing in a worker process."
+    "Trains if needed, reports, serves. Settings come from the environment and from keyword arguments. Does nothing when a worker process imports the script."
     if in_worker(): return None
     with session(**overrides) as (s, reporter):
         if on_rerun(): serve_competition(s, reporter); return None
@@ -185,7 +186,7 @@ def main(**overrides) -> Outcome:
         reporter.say(repr(outcome))
         return outcome
 
-# %% ../nbs/80_app.ipynb #722b38ad
+# %% ../nbs/80_app.ipynb #25c572fa
 def finish(s: Settings, reporter) -> Outcome:
     "The run of a session that nobody is waiting to be served by."
     from gesture_nb.artifacts import read_json
@@ -197,7 +198,7 @@ def finish(s: Settings, reporter) -> Outcome:
     write_json(s.output_path / "served.json", served)
     return Outcome(s.output_path, metrics, served)
 
-# %% ../nbs/80_app.ipynb #2172c84a
+# %% ../nbs/80_app.ipynb #5e9bc641
 def picker(outcome: Outcome, fold: int = 0):
     "A widget to pick a sequence of the fold's people: its signals, and what members that never saw its wearer answer."
     from gesture_nb.artifacts import read_json
