@@ -16,7 +16,7 @@ run: setup
 test: lint drift
 	@$(BIN)/python tools/browser.py
 	@$(BIN)/python tools/notebooks.py test
-	@$(BIN)/python -m pytest tests -q -ra --durations=10
+	@$(BIN)/python -m pytest tests -ra --durations=10
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -30,7 +30,7 @@ def readme_text(index):
         if not source or "#| hide" in source:
             continue
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(source.replace("](images/", "](nbs/images/"))
             continue
         shown = "\n".join(s for s in source.splitlines() if not s.startswith("#|"))
         parts.append(f"```python\n{shown}\n```")
