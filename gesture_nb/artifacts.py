@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'atomic_path', 'write_text', 'write_json', 'read_json', 'write_arrays', 'read_arrays', 'sha256_file',
-           'fingerprint', 'DamagedError', 'write_manifest', 'check_manifest', 'atomic_folder', 'locked']
+           'fingerprint', 'DamagedError', 'write_manifest', 'check_manifest', 'atomic_folder', 'sweep', 'locked']
 
-# %% ../nbs/03_artifacts.ipynb #c41774b0
+# %% ../nbs/03_artifacts.ipynb #8c76e3c9
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from contextlib import contextmanager
@@ -20,14 +21,14 @@ import numpy as np
 
 from .config import UserError
 
-# %% ../nbs/03_artifacts.ipynb #add6d2ca
+# %% ../nbs/03_artifacts.ipynb #6eb3cc9a
 def _disk_error(e: OSError, path: Path) -> UserError:
     "What the operating system said, as a sentence."
     why = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "the file system is read-only", errno.EACCES: "writing there is not allowed",
            errno.EPERM: "writing there is not allowed", errno.ENOTDIR: "a part of that path is a file, not a folder", errno.EEXIST: "a file of that name is in the way"}.get(e.errno, e.strerror or str(e))
     return UserError(f"Cannot write {path}: {why}. Nothing that was there before has been changed; free some space or choose another folder with --out, then start again.")
 
-# %% ../nbs/03_artifacts.ipynb #ad86c52b
+# %% ../nbs/03_artifacts.ipynb #8ef5283b
 @contextmanager
 def atomic_path(path):
     "Yields a temporary path beside `path`; on success it is synced and renamed to `path`, on failure removed."
@@ -41,7 +42,7 @@ def atomic_path(path):
     except OSError as e: raise _disk_error(e, path) from e
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/03_artifacts.ipynb #18521bd7
+# %% ../nbs/03_artifacts.ipynb #68e9a0e1
 def write_text(path, text: str) -> None:
     "Writes a UTF-8 text file atomically."
     with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
@@ -57,14 +58,14 @@ def _plain(v):
     if isinstance(v, Path): return str(v)
     raise TypeError(f"{type(v).__name__} has no JSON form")
 
-# %% ../nbs/03_artifacts.ipynb #44f52658
+# %% ../nbs/03_artifacts.ipynb #ed44feaf
 def read_json(path):
     "The value of a JSON file, or a `UserError` that names it."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError: raise UserError(f"There is no file {path}.") from None
     except (ValueError, OSError) as e: raise UserError(f"{path} cannot be read as JSON: {e}.") from None
 
-# %% ../nbs/03_artifacts.ipynb #d43e14bd
+# %% ../nbs/03_artifacts.ipynb #7eb0c2b7
 def write_arrays(path, arrays: dict) -> None:
     "Writes named arrays (any numeric dtype of NumPy, bool included) to a safetensors file, atomically. Same arrays, same bytes."
     from safetensors.numpy import save_file
@@ -76,7 +77,7 @@ def read_arrays(path) -> dict:
     try: return load_file(path)
     except Exception as e: raise UserError(f"{path} cannot be read as a safetensors file: {e}.") from None
 
-# %% ../nbs/03_artifacts.ipynb #de5584fd
+# %% ../nbs/03_artifacts.ipynb #a7d1343e
 def sha256_file(path, block: int = 1 << 22) -> str:
     "SHA-256 of a file's bytes, in hexadecimal."
     h = hashlib.sha256()
@@ -94,7 +95,7 @@ def fingerprint(*parts) -> str:
         h.update(len(b).to_bytes(8, "little") + b)
     return h.hexdigest()[:16]
 
-# %% ../nbs/03_artifacts.ipynb #0479a9cd
+# %% ../nbs/03_artifacts.ipynb #c4d9b876
 MANIFEST = "manifest.json"
 
 class DamagedError(UserError):
@@ -109,7 +110,7 @@ def write_manifest(folder, **facts) -> dict:
     write_json(folder / MANIFEST, body | {"digest": fingerprint(body)})
     return body
 
-# %% ../nbs/03_artifacts.ipynb #056b7ecc
+# %% ../nbs/03_artifacts.ipynb #a1b25ebd
 def check_manifest(folder, contents: bool = True) -> dict:
     "The facts of a folder's manifest after checking all its files (sizes only if not `contents`). Raises `DamagedError`."
     folder = Path(folder)
@@ -124,7 +125,7 @@ def check_manifest(folder, contents: bool = True) -> dict:
             raise DamagedError(f"{path} is damaged: its bytes are not those that were written.")
     return m["facts"]
 
-# %% ../nbs/03_artifacts.ipynb #11dd20d8
+# %% ../nbs/03_artifacts.ipynb #f4fa30a7
 @contextmanager
 def atomic_folder(
     folder,             # the place to fill
@@ -145,7 +146,21 @@ def atomic_folder(
         if old.exists() and not folder.exists(): os.replace(old, folder)
         for leftover in (tmp, old): shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../nbs/03_artifacts.ipynb #a9f97ba2
+# %% ../nbs/03_artifacts.ipynb #c3e68c54
+def _runs(pid: int) -> bool:
+    "Is there a process of that number?"
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except OSError: return True
+    return True
+
+def sweep(folder) -> list:
+    "Removes the temporary files and folders in `folder` whose process is gone; returns their names."
+    gone = [p for p in Path(folder).glob(".*.tmp") if (m := re.search(r"\.(\d+)-[0-9a-f]{8}(\.old)?\.tmp$", p.name)) and not _runs(int(m[1]))]
+    for p in gone: shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+    return [p.name for p in gone]
+
+# %% ../nbs/03_artifacts.ipynb #c42c9f9f
 @contextmanager
 def locked(folder, what: str = "run"):
     "Holds `folder` for this process; a second process gets a `UserError` at once."
