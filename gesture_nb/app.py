@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['in_worker', 'is_guarded', 'without_second_run', 'ending_in_order', 'patient_threads', 'session', 'Outcome',
-           'score_lines', 'served_lines', 'may_train', 'train_and_report', 'train_only', 'serve_fold', 'on_rerun',
-           'ready', 'serve_competition', 'competition_folder', 'serve', 'main', 'finish', 'picker']
+           'score_lines', 'served_lines', 'may_train', 'needed', 'train_and_report', 'train_only', 'serve_fold',
+           'on_rerun', 'ready', 'serve_competition', 'competition_folder', 'serve', 'main', 'finish', 'picker']
 
-# %% ../nbs/80_app.ipynb #804c4b4c
+# %% ../nbs/80_app.ipynb #ee649262
 import ast
 import os
 import signal
@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from .artifacts import MANIFEST, locked, write_json
-from .config import Settings, UserError, active_members, changed, read_settings, with_settings
+from .config import Settings, UserError, changed, fixed_weights, read_settings, with_settings
 from .progress import Reporter
 
-# %% ../nbs/80_app.ipynb #692bc392
+# %% ../nbs/80_app.ipynb #c407f89a
 def in_worker() -> bool:
     "True while a spawned worker process is importing the script that started it (Python then calls that script `__mp_main__`)."
     frame = sys._getframe()
@@ -40,7 +40,7 @@ def _calling_script():
         frame = frame.f_back
     return None, 0
 
-# %% ../nbs/80_app.ipynb #9f229560
+# %% ../nbs/80_app.ipynb #62afe136
 def is_guarded(source: str, line: int) -> bool:
     "True if line `line` of a script stands under a test of `__name__` (or cannot be judged)."
     try: statements = ast.parse(source).body
@@ -49,7 +49,7 @@ def is_guarded(source: str, line: int) -> bool:
         if s.lineno <= line <= s.end_lineno: return isinstance(s, ast.If) and any(getattr(n, "id", "") == "__name__" for n in ast.walk(s.test))
     return True
 
-# %% ../nbs/80_app.ipynb #603a35ee
+# %% ../nbs/80_app.ipynb #e29583fe
 def without_second_run(s: Settings, reporter) -> Settings:
     "The settings, without workers if the calling script would be run again by them."
     file, line = _calling_script()
@@ -60,7 +60,7 @@ def without_second_run(s: Settings, reporter) -> Settings:
     reporter.say(f"{Path(file).name} calls main() in line {line} outside `if __name__ == \"__main__\":`, so each worker process would run the script again: going on without workers; put the call under that test to use them.")
     return with_settings(s, dl_num_workers=0)
 
-# %% ../nbs/80_app.ipynb #c214edc8
+# %% ../nbs/80_app.ipynb #d95de6dc
 @contextmanager
 def ending_in_order(reporter):
     "SIGTERM raises `KeyboardInterrupt` inside; both say that the work can be taken up again."
@@ -86,7 +86,7 @@ def session(**overrides):
         reporter.say("Settings: " + (", ".join(f"{k}={v}" for k, v in changed(s).items()) or "all defaults"))
         yield s, reporter
 
-# %% ../nbs/80_app.ipynb #20edeb21
+# %% ../nbs/80_app.ipynb #cfe7c6d2
 @dataclass(frozen=True)
 class Outcome:
     "What a run came to, and where it lies."
@@ -105,16 +105,24 @@ def score_lines(metrics: dict) -> list:
 def served_lines(served: dict) -> list:
     return [] if not served else [f"Served {served['sequences']} sequences of {served['subjects']} people that the answering members never saw: accuracy {served['accuracy']:.3f}, macro F1 {served['macro_f1']:.3f}"]
 
-# %% ../nbs/80_app.ipynb #7c13255d
+# %% ../nbs/80_app.ipynb #6edae002
 def may_train(s: Settings) -> bool:
     "False where training is switched off; then finished members must be there, which is checked before anything else."
     if s.run_any_training is not False: return True
-    missing = [m for m in active_members(s) if not any((s.output_path / "members" / m).glob(f"fold*/{MANIFEST}"))]
-    if missing or not (s.output_path / "ensemble.json").exists():
-        raise UserError(f"RUN_ANY_TRAINING=0, but {s.output_path} has no finished members for {', '.join(missing) or 'the blend'}: unset it to train them, or name the folder of a finished run with OUTPUT_PATH.")
+    wanted = needed(s)
+    missing = [m for m in wanted if not any((s.output_path / "members" / m).glob(f"fold*/{MANIFEST}"))]
+    if missing or not wanted:
+        raise UserError(f"RUN_ANY_TRAINING=0, but {s.output_path} has no finished {', '.join(missing) or 'run'}: unset it to train, or name the folder of a finished run with OUTPUT_PATH.")
     return False
 
-# %% ../nbs/80_app.ipynb #8cdb9bad
+def needed(s: Settings) -> list:
+    "The members that the run's blend asks, as far as no weight of 0 was set for them; none where there is no finished run."
+    from gesture_nb.serving.predictor import read_blend
+    from gesture_nb.training.ensemble import with_fixed
+    if not (s.output_path / "ensemble.json").exists(): return []
+    return [m for m, w in with_fixed(read_blend(s.output_path)["final"]["weights"], fixed_weights(s)).items() if w > 0]
+
+# %% ../nbs/80_app.ipynb #b12c13b8
 def train_and_report(s: Settings, reporter):
     "Trains what is missing, writes the results and the report; returns (problem, metrics)."
     from gesture_nb.report.report import write_report
@@ -133,7 +141,7 @@ def train_only(**overrides) -> Outcome:
         reporter.say("\n".join(score_lines(outcome.metrics)))
         return outcome
 
-# %% ../nbs/80_app.ipynb #dd477241
+# %% ../nbs/80_app.ipynb #e816692f
 def serve_fold(s: Settings, problem, reporter, fold: int = 0) -> dict:
     "Writes `submission.parquet` for the fold's sequences and returns the score of its answers."
     from gesture_nb.evaluation.metric import scores
@@ -142,19 +150,19 @@ def serve_fold(s: Settings, problem, reporter, fold: int = 0) -> dict:
     from gesture_nb.serving.predictor import load
     rows = np.flatnonzero(problem.fold == fold)
     people = take(problem.table, rows)
-    answered = local_gateway(load(s.output_path, fold, reporter), people, None, s.output_path / "submission.parquet", problem.classes, seed=s.seed, reporter=reporter)
+    answered = local_gateway(load(s.output_path, fold, reporter, fixed_weights(s)), people, None, s.output_path / "submission.parquet", problem.classes, seed=s.seed, reporter=reporter)
     truth, told = people.meta["gesture"], dict(zip(answered["sequence_id"], answered["gesture"]))
     judged = scores(truth, np.array([told[i] for i in people.meta["sequence_id"]]), problem.classes)
     return {k: judged[k] for k in ("accuracy", "macro_f1", "score") if k in judged} | {"sequences": len(rows), "subjects": len(np.unique(people.meta["subject"])), "fold": fold}
 
-# %% ../nbs/80_app.ipynb #a1479258
+# %% ../nbs/80_app.ipynb #a0f96bd5
 def on_rerun() -> bool: return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 
 def ready(s: Settings, reporter):
     "The predictor of the run, after training what is missing if that is allowed."
     from gesture_nb.serving.predictor import load
     if may_train(s): train_and_report(s, reporter)
-    return load(s.output_path, reporter=reporter)
+    return load(s.output_path, reporter=reporter, fixed=fixed_weights(s))
 
 def serve_competition(s: Settings, reporter) -> None:
     "Hands the competition's server a function that loads on its first call. Blocks while the gateway asks."
@@ -168,7 +176,7 @@ def competition_folder(s: Settings):
     folder = Path(s.data)
     return folder if folder.is_dir() and (folder / "test.csv").exists() else None
 
-# %% ../nbs/80_app.ipynb #352c8ee4
+# %% ../nbs/80_app.ipynb #2cad2316
 def serve(**overrides) -> None:
     "What `gesture-nb serve` does: answer the competition's gateway, or a local one over the test file of the data folder."
     if in_worker(): return None
@@ -176,7 +184,7 @@ def serve(**overrides) -> None:
         if not on_rerun() and competition_folder(s) is None: raise UserError(f"{s.data} is not a competition folder with a test.csv, so there is nobody to serve: name one with --data, or use `gesture-nb predict` for a file.")
         serve_competition(s, reporter)
 
-# %% ../nbs/80_app.ipynb #be968669
+# %% ../nbs/80_app.ipynb #d9d58121
 def main(**overrides) -> Outcome:
     "Trains if needed, reports, serves. Settings come from the environment and from keyword arguments. Does nothing when a worker process imports the script."
     if in_worker(): return None
@@ -186,7 +194,7 @@ def main(**overrides) -> Outcome:
         reporter.say(repr(outcome))
         return outcome
 
-# %% ../nbs/80_app.ipynb #25c572fa
+# %% ../nbs/80_app.ipynb #5ef63e66
 def finish(s: Settings, reporter) -> Outcome:
     "The run of a session that nobody is waiting to be served by."
     from gesture_nb.artifacts import read_json
@@ -198,7 +206,7 @@ def finish(s: Settings, reporter) -> Outcome:
     write_json(s.output_path / "served.json", served)
     return Outcome(s.output_path, metrics, served)
 
-# %% ../nbs/80_app.ipynb #5e9bc641
+# %% ../nbs/80_app.ipynb #e368781d
 def picker(outcome: Outcome, fold: int = 0):
     "A widget to pick a sequence of the fold's people: its signals, and what members that never saw its wearer answer."
     from gesture_nb.artifacts import read_json

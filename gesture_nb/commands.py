@@ -6,16 +6,16 @@
 __all__ = ['build_features', 'read_oof', 'intervals', 'evaluate', 'predict_file', 'answers', 'write_answers', 'simulate_folder',
            'report_again', 'replay_log']
 
-# %% ../nbs/81_commands.ipynb #7448590e
+# %% ../nbs/81_commands.ipynb #b7d5e837
 from pathlib import Path
 
 import numpy as np
 
 from .app import Outcome, Reporter, score_lines, session
 from .artifacts import atomic_path, read_json, write_json
-from .config import UserError, read_settings
+from .config import UserError, fixed_weights, read_settings
 
-# %% ../nbs/81_commands.ipynb #a4856442
+# %% ../nbs/81_commands.ipynb #503482f7
 def build_features(**overrides):
     "What `gesture-nb features` does; returns the `FrameFeatures`."
     from gesture_nb.data.readers import read_table, source_fingerprint
@@ -27,7 +27,7 @@ def build_features(**overrides):
         reporter.say(f"{frames!r}; {len(names)} summaries a sequence; in {store_folder(s)}")
         return frames
 
-# %% ../nbs/81_commands.ipynb #4de20158
+# %% ../nbs/81_commands.ipynb #1206b31a
 def read_oof(out) -> dict:
     "The columns of `oof.parquet`; probabilities as `[n, C]`."
     import pyarrow.parquet as pq
@@ -37,7 +37,7 @@ def read_oof(out) -> dict:
     wide = lambda c: np.asarray(c.combine_chunks().flatten(), np.float32).reshape(len(t), -1)
     return {n: wide(t[n]) if n.startswith("p_") else t[n].to_numpy(zero_copy_only=False) for n in t.column_names}
 
-# %% ../nbs/81_commands.ipynb #59a0e76c
+# %% ../nbs/81_commands.ipynb #b0b6dd29
 def intervals(oof: dict, classes: list, seed: int) -> dict:
     "Member → macro F1 and accuracy, each with a 95 % interval by bootstrap over subjects."
     from gesture_nb.evaluation.metric import bootstrap_interval, is_competition
@@ -49,7 +49,7 @@ def intervals(oof: dict, classes: list, seed: int) -> dict:
         out[column[2:]] = {m: bootstrap_interval(truth, answer, subjects, m, seed=seed) for m in metrics}
     return out
 
-# %% ../nbs/81_commands.ipynb #bb7001fd
+# %% ../nbs/81_commands.ipynb #2d0f03a6
 def evaluate(**overrides) -> dict:
     "What `gesture-nb evaluate` does: writes `evaluation.json` and says it."
     s = read_settings(**overrides)
@@ -61,14 +61,14 @@ def evaluate(**overrides) -> dict:
             reporter.say(f"{member:<10}" + "   ".join(f"{m} {v['value']:.3f} ({v['low']:.3f} – {v['high']:.3f})" for m, v in metrics.items()))
     return found
 
-# %% ../nbs/81_commands.ipynb #5a3aa781
+# %% ../nbs/81_commands.ipynb #7166d19e
 def predict_file(to: Path, **overrides) -> Path:
     "What `gesture-nb predict` does: a Parquet file with `sequence_id, gesture` and the probabilities `p` in the order of the run's classes."
     from gesture_nb.data.readers import read_table
     from gesture_nb.serving.predictor import load
     s = read_settings(**overrides)
     with Reporter(s, s.output_path) as reporter:
-        predictor = load(s.output_path, reporter=reporter)
+        predictor = load(s.output_path, reporter=reporter, fixed=fixed_weights(s))
         table = read_table(s.data, s, reporter)
         write_answers(to, table.meta["sequence_id"], predictor.classes, answers(predictor, table, reporter))
         reporter.say(f"{len(table)} answers are in {to}")
@@ -89,7 +89,7 @@ def write_answers(to: Path, ids, classes, proba) -> None:
     labels = np.array(classes, object)[proba.argmax(axis=1)]
     with atomic_path(to) as tmp: pq.write_table(pa.table({"sequence_id": pa.array(ids), "gesture": pa.array(labels), "p": pa.array(list(proba))}).replace_schema_metadata({"classes": "|".join(classes)}), tmp)
 
-# %% ../nbs/81_commands.ipynb #72c29143
+# %% ../nbs/81_commands.ipynb #46d0db5f
 def simulate_folder(to: Path, sequences: int, test_sequences: int, **overrides) -> Path:
     "What `gesture-nb simulate` does."
     from gesture_nb.data.simulate import write_competition
@@ -99,7 +99,7 @@ def simulate_folder(to: Path, sequences: int, test_sequences: int, **overrides) 
         reporter.say(f"{sequences} training and {test_sequences} test sequences are in {to}")
     return to
 
-# %% ../nbs/81_commands.ipynb #39866d48
+# %% ../nbs/81_commands.ipynb #60236fc4
 def report_again(**overrides) -> Outcome:
     "What `gesture-nb report` does."
     from gesture_nb.report.report import write_report

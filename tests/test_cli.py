@@ -161,6 +161,22 @@ def test_competition_folder_end_to_end(tmp_path, program):
     assert submission.column_names == ["sequence_id", "gesture"] and submission.num_rows == 12
 
 
+def test_a_folder_for_kaggle(run, tmp_path, program):
+    done = program("kaggle", "--out", run, "--to", tmp_path / "push", "--user", "ann")
+    assert done.returncode == 0, done.stderr
+    kernel = json.loads((tmp_path / "push" / "notebook" / "kernel-metadata.json").read_text())
+    assert kernel["id"] == "ann/gesture-nb-submission" and kernel["enable_internet"] is False and (tmp_path / "push" / "notebook" / kernel["code_file"]).exists()
+    data = json.loads((tmp_path / "push" / "dataset" / "dataset-metadata.json").read_text())
+    assert kernel["dataset_sources"] == [data["id"]]
+    assert next((tmp_path / "push" / "dataset").glob("*.whl")) and (tmp_path / "push" / "dataset" / "run" / "members" / "lgbm" / "fold1" / "manifest.json").exists()
+    assert program("kaggle", "--out", run, "--to", tmp_path / "push").returncode == 2  # not empty
+
+
+def test_weights_count_when_only_serving(run, toy, program):
+    done = program("run", "--data", toy, "--out", run, *SMALL, RUN_ANY_TRAINING=0, W_LGBM=0, W_TORCH=1)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
 def test_unwritable_folder(toy, tmp_path, program):
     (tmp_path / "file").write_text("in the way")
     done = program("train", "--data", toy, "--out", tmp_path / "file" / "out", *SMALL)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_blend', 'unit_folders', 'load_members', 'Predictor', 'load']
 
-# %% ../../nbs/60_serving.predictor.ipynb #42552891
+# %% ../../nbs/60_serving.predictor.ipynb #dba39bb6
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from ..config import UserError
 from ..data.sequences import SequenceTable
 from ..models.member import Batch
 from ..progress import Quiet
+from ..training.ensemble import with_fixed
 from ..training.run import member_class
 
-# %% ../../nbs/60_serving.predictor.ipynb #c3fd6c06
+# %% ../../nbs/60_serving.predictor.ipynb #c489a127
 def read_blend(out) -> dict:
     "The content of `ensemble.json`, or a `UserError`."
     path = Path(out) / "ensemble.json"
@@ -27,7 +28,7 @@ def read_blend(out) -> dict:
     if blend.pop("digest", None) != fingerprint(blend): raise DamagedError(f"{path} is damaged: its digest does not fit its content. `gesture-nb train` writes it anew.")
     return blend
 
-# %% ../../nbs/60_serving.predictor.ipynb #b6467420
+# %% ../../nbs/60_serving.predictor.ipynb #2aa092a6
 def unit_folders(out, fold: int = None) -> dict:
     "Member → folders of its finished units, of all folds or of one."
     found = {}
@@ -35,7 +36,7 @@ def unit_folders(out, fold: int = None) -> dict:
         found.setdefault(manifest.parts[-3], []).append(manifest.parent)
     return found
 
-# %% ../../nbs/60_serving.predictor.ipynb #290ca6e2
+# %% ../../nbs/60_serving.predictor.ipynb #1e0bad96
 def load_members(out, weights: dict, fold: int, reporter) -> dict:
     "Member → its loaded units, for members whose weight is not 0. What cannot be loaded is reported and left out."
     loaded = {}
@@ -46,7 +47,7 @@ def load_members(out, weights: dict, fold: int, reporter) -> dict:
             except Exception as e: reporter.say(f"{name} of {folder.name} cannot answer and is left out: {type(e).__name__}: {e}")
     return loaded
 
-# %% ../../nbs/60_serving.predictor.ipynb #04c84725
+# %% ../../nbs/60_serving.predictor.ipynb #3e959aa6
 @dataclass
 class Predictor:
     "Answers sequences with the blend of a run's members. Call it with one sequence; `table_proba` takes many."
@@ -80,16 +81,18 @@ class Predictor:
         try: return np.mean([u.predict_proba(batch) for u in units], axis=0, dtype=np.float32)
         except Exception as e: self.reporter.say(f"{name} failed on a sequence and was left out: {type(e).__name__}: {e}", level="error")
 
-# %% ../../nbs/60_serving.predictor.ipynb #603e5ff4
+# %% ../../nbs/60_serving.predictor.ipynb #16907cef
 def load(
     out,              # a run folder
     fold: int = None, # only the members that never saw this fold's people, blended as their out-of-fold answers were
     reporter=None,    # who is told what could not be loaded
+    fixed: dict = None,  # member → weight that was set, in place of the one that was found; 0 leaves a member out
 ) -> Predictor:
     "The predictor of a finished run."
     reporter, kept = reporter or Quiet(), read_blend(out)
     if fold is not None and not 0 <= fold < len(kept["per_fold"]): raise UserError(f"The run in {out} has the folds 0 to {len(kept['per_fold']) - 1}, not {fold}.")
     blend = kept["final"] if fold is None else kept["per_fold"][fold]
+    blend = blend | {"weights": with_fixed(blend["weights"], fixed)}
     members = load_members(out, blend["weights"], fold, reporter)
     if not members: raise UserError(f"No member of {out} can be loaded; train them again with `gesture-nb train --out {out}`.")
     return Predictor(tuple(kept["classes"]), tuple(kept["channels"]), blend, members, kept["rate_hz"], reporter)
