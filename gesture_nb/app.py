@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['in_worker', 'is_guarded', 'without_second_run', 'ending_in_order', 'patient_threads', 'session', 'Outcome',
            'score_lines', 'served_lines', 'may_train', 'needed', 'train_and_report', 'train_only', 'serve_fold',
-           'on_rerun', 'ready', 'serve_competition', 'competition_folder', 'serve', 'main', 'finish', 'picker']
+           'known_people', 'on_rerun', 'ready', 'serve_competition', 'competition_folder', 'serve', 'main', 'finish',
+           'picker']
 
-# %% ../nbs/80_app.ipynb #ee649262
+# %% ../nbs/80_app.ipynb #2ce57a17
 import ast
 import os
 import signal
@@ -23,7 +24,7 @@ from .artifacts import MANIFEST, locked, write_json
 from .config import Settings, UserError, changed, fixed_weights, read_settings, with_settings
 from .progress import Reporter
 
-# %% ../nbs/80_app.ipynb #c407f89a
+# %% ../nbs/80_app.ipynb #1fb31124
 def in_worker() -> bool:
     "True while a spawned worker process is importing the script that started it (Python then calls that script `__mp_main__`)."
     frame = sys._getframe()
@@ -40,7 +41,7 @@ def _calling_script():
         frame = frame.f_back
     return None, 0
 
-# %% ../nbs/80_app.ipynb #62afe136
+# %% ../nbs/80_app.ipynb #3e087187
 def is_guarded(source: str, line: int) -> bool:
     "True if line `line` of a script stands under a test of `__name__` (or cannot be judged)."
     try: statements = ast.parse(source).body
@@ -49,7 +50,7 @@ def is_guarded(source: str, line: int) -> bool:
         if s.lineno <= line <= s.end_lineno: return isinstance(s, ast.If) and any(getattr(n, "id", "") == "__name__" for n in ast.walk(s.test))
     return True
 
-# %% ../nbs/80_app.ipynb #e29583fe
+# %% ../nbs/80_app.ipynb #e8ead10e
 def without_second_run(s: Settings, reporter) -> Settings:
     "The settings, without workers if the calling script would be run again by them."
     file, line = _calling_script()
@@ -60,7 +61,7 @@ def without_second_run(s: Settings, reporter) -> Settings:
     reporter.say(f"{Path(file).name} calls main() in line {line} outside `if __name__ == \"__main__\":`, so each worker process would run the script again: going on without workers; put the call under that test to use them.")
     return with_settings(s, dl_num_workers=0)
 
-# %% ../nbs/80_app.ipynb #d95de6dc
+# %% ../nbs/80_app.ipynb #9d90a452
 @contextmanager
 def ending_in_order(reporter):
     "SIGTERM raises `KeyboardInterrupt` inside; both say that the work can be taken up again."
@@ -86,7 +87,7 @@ def session(**overrides):
         reporter.say("Settings: " + (", ".join(f"{k}={v}" for k, v in changed(s).items()) or "all defaults"))
         yield s, reporter
 
-# %% ../nbs/80_app.ipynb #cfe7c6d2
+# %% ../nbs/80_app.ipynb #05834449
 @dataclass(frozen=True)
 class Outcome:
     "What a run came to, and where it lies."
@@ -105,7 +106,7 @@ def score_lines(metrics: dict) -> list:
 def served_lines(served: dict) -> list:
     return [] if not served else [f"Served {served['sequences']} sequences of {served['subjects']} people that the answering members never saw: accuracy {served['accuracy']:.3f}, macro F1 {served['macro_f1']:.3f}"]
 
-# %% ../nbs/80_app.ipynb #6edae002
+# %% ../nbs/80_app.ipynb #45841954
 def may_train(s: Settings) -> bool:
     "False where training is switched off; then finished members must be there, which is checked before anything else."
     if s.run_any_training is not False: return True
@@ -122,7 +123,7 @@ def needed(s: Settings) -> list:
     if not (s.output_path / "ensemble.json").exists(): return []
     return [m for m, w in with_fixed(read_blend(s.output_path)["final"]["weights"], fixed_weights(s)).items() if w > 0]
 
-# %% ../nbs/80_app.ipynb #b12c13b8
+# %% ../nbs/80_app.ipynb #bf878232
 def train_and_report(s: Settings, reporter):
     "Trains what is missing, writes the results and the report; returns (problem, metrics)."
     from gesture_nb.report.report import write_report
@@ -141,7 +142,7 @@ def train_only(**overrides) -> Outcome:
         reporter.say("\n".join(score_lines(outcome.metrics)))
         return outcome
 
-# %% ../nbs/80_app.ipynb #e816692f
+# %% ../nbs/80_app.ipynb #7c1be866
 def serve_fold(s: Settings, problem, reporter, fold: int = 0) -> dict:
     "Writes `submission.parquet` for the fold's sequences and returns the score of its answers."
     from gesture_nb.evaluation.metric import scores
@@ -155,7 +156,19 @@ def serve_fold(s: Settings, problem, reporter, fold: int = 0) -> dict:
     judged = scores(truth, np.array([told[i] for i in people.meta["sequence_id"]]), problem.classes)
     return {k: judged[k] for k in ("accuracy", "macro_f1", "score") if k in judged} | {"sequences": len(rows), "subjects": len(np.unique(people.meta["subject"])), "fold": fold}
 
-# %% ../nbs/80_app.ipynb #a0f96bd5
+# %% ../nbs/80_app.ipynb #400d0e8d
+def known_people(s: Settings, problem):
+    "`problem` itself, or a `UserError` if the finished run in the folder was made of other data."
+    from gesture_nb.artifacts import read_json
+    from gesture_nb.training.run import identity
+    kept, classes = (read_json(s.output_path / name) for name in ("config.json", "metrics.json"))
+    if strange := sorted(set(problem.classes) - set(classes["classes"])):
+        raise UserError(f"{s.data} has the gesture '{strange[0]}', which the run in {s.output_path} does not know; it knows {', '.join(classes['classes'])}. Train a new run with --out, or leave these sequences out.")
+    if any(kept["identity"][k] != identity(problem, s)[k] for k in ("data", "folds")):
+        raise UserError(f"The run in {s.output_path} was made of other data or folds than {s.data}: name what it was trained on, or use `gesture-nb predict` for new recordings.")
+    return problem
+
+# %% ../nbs/80_app.ipynb #96da606d
 def on_rerun() -> bool: return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 
 def ready(s: Settings, reporter):
@@ -176,7 +189,7 @@ def competition_folder(s: Settings):
     folder = Path(s.data)
     return folder if folder.is_dir() and (folder / "test.csv").exists() else None
 
-# %% ../nbs/80_app.ipynb #2cad2316
+# %% ../nbs/80_app.ipynb #70f1bd99
 def serve(**overrides) -> None:
     "What `gesture-nb serve` does: answer the competition's gateway, or a local one over the test file of the data folder."
     if in_worker(): return None
@@ -184,7 +197,7 @@ def serve(**overrides) -> None:
         if not on_rerun() and competition_folder(s) is None: raise UserError(f"{s.data} is not a competition folder with a test.csv, so there is nobody to serve: name one with --data, or use `gesture-nb predict` for a file.")
         serve_competition(s, reporter)
 
-# %% ../nbs/80_app.ipynb #d9d58121
+# %% ../nbs/80_app.ipynb #fa93d492
 def main(**overrides) -> Outcome:
     "Trains if needed, reports, serves. Settings come from the environment and from keyword arguments. Does nothing when a worker process imports the script."
     if in_worker(): return None
@@ -194,19 +207,19 @@ def main(**overrides) -> Outcome:
         reporter.say(repr(outcome))
         return outcome
 
-# %% ../nbs/80_app.ipynb #5ef63e66
+# %% ../nbs/80_app.ipynb #ec54f9b2
 def finish(s: Settings, reporter) -> Outcome:
     "The run of a session that nobody is waiting to be served by."
     from gesture_nb.artifacts import read_json
     from gesture_nb.training.run import load_problem
     if may_train(s): problem, metrics = train_and_report(s, reporter)
-    else: problem, metrics = (None if competition_folder(s) else load_problem(s, reporter)), read_json(s.output_path / "metrics.json")
+    else: problem, metrics = (None if competition_folder(s) else known_people(s, load_problem(s, reporter))), read_json(s.output_path / "metrics.json")
     if competition_folder(s) is not None: serve_competition(with_settings(s, run_any_training=False), reporter); return Outcome(s.output_path, metrics)
     served = serve_fold(s, problem, reporter)
     write_json(s.output_path / "served.json", served)
     return Outcome(s.output_path, metrics, served)
 
-# %% ../nbs/80_app.ipynb #e368781d
+# %% ../nbs/80_app.ipynb #20ef992c
 def picker(outcome: Outcome, fold: int = 0):
     "A widget to pick a sequence of the fold's people: its signals, and what members that never saw its wearer answer."
     from gesture_nb.artifacts import read_json

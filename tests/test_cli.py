@@ -133,6 +133,16 @@ def test_serving_only(run, toy, tmp_path, program):
     assert done.returncode == 2 and "RUN_ANY_TRAINING=0" in done.stderr and "Loading training data" not in done.stdout
 
 
+def test_serving_only_refuses_other_data(run, toy, tmp_path, program):
+    import pandas as pd
+
+    frame, path = pd.read_parquet(toy), tmp_path / "other.parquet"
+    for change, said in (({"wave": "clap"}, "'clap'"), ({}, "other data")):
+        (frame.replace({"gesture": change}) if change else frame.assign(acc_x=frame.acc_x + 1)).to_parquet(path, index=False)
+        done = program("run", "--data", path, "--out", run, *SMALL, RUN_ANY_TRAINING=0)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
 def test_predict_evaluate_report_replay(run, toy, tmp_path, program):
     import pyarrow.parquet as pq
 
