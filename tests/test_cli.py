@@ -191,3 +191,10 @@ def test_unwritable_folder(toy, tmp_path, program):
     (tmp_path / "file").write_text("in the way")
     done = program("train", "--data", toy, "--out", tmp_path / "file" / "out", *SMALL)
     assert done.returncode == 2 and "file" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_keras_alone_with_a_handful_of_steps(toy, tmp_path, program):
+    """Four optimizer steps in all: the schedule has hardly room to rise."""
+    done = program("run", "--data", toy, "--out", tmp_path / "out", "--folds", "2", "--epochs", "4", "--batch-size", "60", "--progress", "lines", W_LGBM=0, W_TORCH=0)
+    assert done.returncode == 0 and done.stderr == ""
+    assert [p.name for p in (tmp_path / "out" / "members").iterdir() if p.is_dir()] == ["keras"]

@@ -8,7 +8,7 @@ __all__ = ['RECIPES', 'PARTS', 'hushed', 'load_tensorflow', 'SequenceRecipe', 'p
            'first_state', 'pack', 'unpack', 'seed_of', 'class_weights', 'one_torch_thread', 'augmented', 'run_epoch',
            'KerasMember', 'fit_net', 'fetching']
 
-# %% ../../nbs/43_models.keras_net.ipynb #e494a0c9
+# %% ../../nbs/43_models.keras_net.ipynb #f197c10b
 import math
 import os
 import re
@@ -27,7 +27,7 @@ from ..config import Settings, UserError
 from ..data.frames import FrameFeatures
 from .member import Batch, NoCheckpoint
 
-# %% ../../nbs/43_models.keras_net.ipynb #e1384c23
+# %% ../../nbs/43_models.keras_net.ipynb #5add6954
 _LOCK = threading.RLock()
 _NOTE = re.compile(rb"(WARNING: All log messages before absl|[IW]\d{4} |\d{4}-\d\d-\d\d [\d:.]+: [IW] |\d{4}-\d\d-\d\d [\d:.]+: E external/local_xla/xla/stream_executor/cuda|To enable the following instructions|To change this behavior)")
 
@@ -56,7 +56,7 @@ def hushed():
                 _give_back(file, kept, failed)
                 os.close(kept)
 
-# %% ../../nbs/43_models.keras_net.ipynb #3d5c20b0
+# %% ../../nbs/43_models.keras_net.ipynb #c61eabb1
 def load_tensorflow():
     "The module `tensorflow`, loaded at the first call without a word."
     if "tensorflow" not in sys.modules or "keras" not in sys.modules:
@@ -74,7 +74,7 @@ def _share(tf, gpu) -> None:
     try: tf.config.experimental.set_memory_growth(gpu, True)
     except RuntimeError: pass   # somebody has used it already
 
-# %% ../../nbs/43_models.keras_net.ipynb #4fe41663
+# %% ../../nbs/43_models.keras_net.ipynb #fb1107ce
 @dataclass(frozen=True)
 class SequenceRecipe:
     "How large the net is, and how it learns."
@@ -95,7 +95,7 @@ class SequenceRecipe:
 
 RECIPES = {"fast": SequenceRecipe(), "full": SequenceRecipe(width=160, layers=2, samples=1_000_000, epochs=(60, 150), batch_size=128, ema=0.999)}
 
-# %% ../../nbs/43_models.keras_net.ipynb #b871e1e0
+# %% ../../nbs/43_models.keras_net.ipynb #80c114cc
 def plan_of(
     recipe: SequenceRecipe,
     settings,   # a `Settings`, whose `epochs` and `batch_size` come first, or None
@@ -108,7 +108,7 @@ def plan_of(
     steps = max(1, -(-n // size))
     return {"epochs": epochs, "batch_size": -(-n // steps), "steps": steps, "total_steps": epochs * steps}
 
-# %% ../../nbs/43_models.keras_net.ipynb #f576d0da
+# %% ../../nbs/43_models.keras_net.ipynb #51a805f5
 def one_cycle(
     step: int,            # 0 … total-1
     total: int,           # steps of the whole training
@@ -116,11 +116,11 @@ def one_cycle(
     rise: float = 0.25,   # share of the steps in which it rises
 ) -> float:
     "The learning rate of a step."
-    low, last, top, end = highest / 25, highest / 25e4, rise * total - 1, total - 1
+    low, last, top, end = highest / 25, highest / 25e4, max(rise * total - 1, 1e-9), total - 1
     along = lambda a, b, share: b + (a - b) / 2 * (1 + math.cos(math.pi * share))
     return along(low, highest, step / top) if step <= top else along(highest, last, (step - top) / max(end - top, 1e-9))
 
-# %% ../../nbs/43_models.keras_net.ipynb #cdbd0d4f
+# %% ../../nbs/43_models.keras_net.ipynb #03036df0
 @dataclass(frozen=True)
 class NetShape:
     "What a net is built for."
@@ -137,7 +137,7 @@ class NetShape:
     @property
     def stride(self): return -(-self.length // self.patches)   # steps a patch
 
-# %% ../../nbs/43_models.keras_net.ipynb #8681b49c
+# %% ../../nbs/43_models.keras_net.ipynb #54df71c9
 def build_net(shape: NetShape):
     "A functional Keras model: (x `[B, L, F]`, mask `[B, L]`, flags `[B, K]`) → logits `[B, C]`."
     import keras
@@ -152,7 +152,7 @@ def build_net(shape: NetShape):
     h = layers.Concatenate()([attended(h, real, shape.heads), layers.GlobalMaxPooling1D()(h - 1e4 * (1 - real)), flags])
     return keras.Model([x, mask, flags], layers.Dense(shape.classes)(layers.Dropout(2 * shape.dropout, seed=2)(h)))
 
-# %% ../../nbs/43_models.keras_net.ipynb #44e2b8ff
+# %% ../../nbs/43_models.keras_net.ipynb #2ed3d5d4
 def attended(h, real, heads: int):
     "`[B, T, D]` → `[B, D]`: `heads` means over the patches that are real, each of its part of the numbers."
     from keras import layers, ops
@@ -160,7 +160,7 @@ def attended(h, real, heads: int):
     share, parts = ops.softmax(score, axis=1), ops.split(h, heads, axis=2)
     return layers.Concatenate()([ops.sum(p * share[:, :, i:i + 1], axis=1) for i, p in enumerate(parts)])
 
-# %% ../../nbs/43_models.keras_net.ipynb #d30aee0a
+# %% ../../nbs/43_models.keras_net.ipynb #1f8e6a76
 def first_weights(net, seed: int) -> tuple:
     "(trainable, other) arrays: orthogonal recurrent kernels, Glorot's uniform for the others, zeros and ones as layers want them; the rest are seeds."
     rng = np.random.default_rng(seed)
@@ -172,7 +172,7 @@ def first_weights(net, seed: int) -> tuple:
     seeds = rng.integers(0, 2**31, len(net.non_trainable_variables))
     return [start(v) for v in net.trainable_variables], [np.array([s, 0], np.array(v).dtype) for s, v in zip(seeds, net.non_trainable_variables)]
 
-# %% ../../nbs/43_models.keras_net.ipynb #154dfa34
+# %% ../../nbs/43_models.keras_net.ipynb #47a67a2a
 def adam_step(tf, w, g, m, v, t, lr, decay: float, beta=(0.9, 0.99)):
     "AdamW on lists of tensors: (w, m, v) after step `t` (1, 2, …); only matrices decay."
     m = [beta[0] * a + (1 - beta[0]) * b for a, b in zip(m, g)]
@@ -180,13 +180,13 @@ def adam_step(tf, w, g, m, v, t, lr, decay: float, beta=(0.9, 0.99)):
     rate = lr * tf.sqrt(1 - beta[1] ** t) / (1 - beta[0] ** t)
     return [p * (1 - lr * decay * (len(p.shape) > 1)) - rate * a / (tf.sqrt(b) + 1e-8) for p, a, b in zip(w, m, v)], m, v
 
-# %% ../../nbs/43_models.keras_net.ipynb #a1d8d981
+# %% ../../nbs/43_models.keras_net.ipynb #f7641d3c
 def soft_loss(tf, logits, target, weight, smoothing: float):
     "Mean cross-entropy against shares `[B, C]`, sequences counted by `weight` `[B]`."
     target = target * (1 - smoothing) + smoothing / target.shape[1]
     return tf.reduce_sum(weight * tf.nn.softmax_cross_entropy_with_logits(target, logits)) / tf.reduce_sum(weight)
 
-# %% ../../nbs/43_models.keras_net.ipynb #5dde8943
+# %% ../../nbs/43_models.keras_net.ipynb #d833fa0c
 @dataclass(frozen=True)
 class Engine:
     "A net's functions, compiled at their first call."
@@ -214,7 +214,7 @@ def engine(shape: NetShape, recipe: SequenceRecipe) -> Engine:
     def answer(w, other, x, mask, flags): return tf.nn.softmax(net.stateless_call(w, other, [x, mask, flags], training=False)[0])
     return Engine(net, tf.function(step, jit_compile=True, autograph=False), tf.function(answer, jit_compile=True, autograph=False))
 
-# %% ../../nbs/43_models.keras_net.ipynb #c115cca9
+# %% ../../nbs/43_models.keras_net.ipynb #90c55686
 def measure(frames: FrameFeatures, index) -> tuple:
     "(mean, 1/deviation) float32 of each feature over the rows of the sequences `index`."
     from gesture_nb.data.sequences import rows_of
@@ -225,7 +225,7 @@ def measure(frames: FrameFeatures, index) -> tuple:
     mean = total / count
     return mean.astype(np.float32), (1 / np.sqrt(np.maximum(square / count - mean**2, 1e-8))).astype(np.float32)
 
-# %% ../../nbs/43_models.keras_net.ipynb #5cc793a2
+# %% ../../nbs/43_models.keras_net.ipynb #0012e5de
 def filled(a: np.ndarray, size: int) -> np.ndarray:
     "`a` with its first entry repeated until there are `size`."
     return a if len(a) == size else np.concatenate([a, np.repeat(a[:1], size - len(a), axis=0)])
@@ -240,7 +240,7 @@ def ready(
     x = np.clip((np.asarray(batch["x"]).transpose(0, 2, 1) - scale[0]) * scale[1], -10, 10) * mask[:, :, None]
     return tuple(filled(a, size) for a in (x, mask, np.asarray(batch["flags"], np.float32)))
 
-# %% ../../nbs/43_models.keras_net.ipynb #ab9b6ae0
+# %% ../../nbs/43_models.keras_net.ipynb #0edfd08b
 PARTS = ("w", "other", "m", "v", "ema")
 
 def first_state(net, seed: int) -> dict:
@@ -256,7 +256,7 @@ def unpack(arrays: dict) -> dict:
     "The state from its named arrays."
     return {k: [arrays[n] for n in sorted(arrays) if n.startswith(k + ".")] for k in PARTS if any(n.startswith(k + ".") for n in arrays)}
 
-# %% ../../nbs/43_models.keras_net.ipynb #cdd65e3f
+# %% ../../nbs/43_models.keras_net.ipynb #72b95152
 def seed_of(*parts) -> int:
     "A seed for these whole numbers."
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
@@ -266,7 +266,7 @@ def class_weights(y, n: int, balance: float) -> np.ndarray:
     w = (len(y) / n / np.maximum(np.bincount(y, minlength=n), 1)) ** balance
     return (w / w[y].mean()).astype(np.float32)
 
-# %% ../../nbs/43_models.keras_net.ipynb #f24ce83e
+# %% ../../nbs/43_models.keras_net.ipynb #9b38b5dc
 @contextmanager
 def one_torch_thread():
     "PyTorch with a single thread inside, as before outside."
@@ -276,7 +276,7 @@ def one_torch_thread():
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../../nbs/43_models.keras_net.ipynb #4e1f03c3
+# %% ../../nbs/43_models.keras_net.ipynb #7e8d0bda
 def augmented(m, batch: dict, seed: int) -> dict:
     "The batch changed at random as `features.augment` does, with soft labels."
     import torch
@@ -285,7 +285,7 @@ def augmented(m, batch: dict, seed: int) -> dict:
     batch["y"] = soft_labels(batch["y"], len(m.classes))
     return {k: v.numpy() for k, v in augment(batch, Augment(names=m.names, flags=m.flags), torch.Generator().manual_seed(seed)).items()}
 
-# %% ../../nbs/43_models.keras_net.ipynb #5623efb6
+# %% ../../nbs/43_models.keras_net.ipynb #a1cf0bfb
 def run_epoch(m, state: dict, loader, epoch: int, plan: dict, weights, task) -> tuple:
     "(state, mean loss) after one pass over the loader."
     loader.sampler.set_epoch(epoch)
@@ -301,7 +301,7 @@ def run_epoch(m, state: dict, loader, epoch: int, plan: dict, weights, task) -> 
         task.step(float(loss), lr)
     return state, total / plan["steps"]
 
-# %% ../../nbs/43_models.keras_net.ipynb #cde95039
+# %% ../../nbs/43_models.keras_net.ipynb #3d546842
 class KerasMember:
     "The recurrent net behind the interface of all members."
     name = "keras"
@@ -362,7 +362,7 @@ class KerasMember:
         m.weights = unpack(arrays)
         return m
 
-# %% ../../nbs/43_models.keras_net.ipynb #f87e85fd
+# %% ../../nbs/43_models.keras_net.ipynb #2644850c
 def _quiet():
     from gesture_nb.progress import Quiet
     return Quiet()
@@ -371,7 +371,7 @@ def _record(kind, facts: dict):
     "A dataclass from its JSON form."
     return kind(**{f.name: tuple(facts[f.name]) if isinstance(facts[f.name], list) else facts[f.name] for f in fields(kind)})
 
-# %% ../../nbs/43_models.keras_net.ipynb #7ac25a60
+# %% ../../nbs/43_models.keras_net.ipynb #1152fd3e
 def fit_net(m: KerasMember, train: Batch, reporter, checkpoint) -> tuple:
     "(state, history) of a whole training."
     plan, kept = plan_of(m.recipe_, m.settings, len(train)), checkpoint.load()
@@ -388,7 +388,7 @@ def fit_net(m: KerasMember, train: Batch, reporter, checkpoint) -> tuple:
                 task.end_epoch(loss=loss)
     return state, history | {"epochs": plan["epochs"], "batch_size": plan["batch_size"]}
 
-# %% ../../nbs/43_models.keras_net.ipynb #6aece340
+# %% ../../nbs/43_models.keras_net.ipynb #0b8d992c
 @contextmanager
 def fetching(m: KerasMember, train: Batch, plan: dict, reporter):
     "Yields a function that calls `work(loader)`, again with fewer workers whenever one of them was killed."

@@ -7,7 +7,7 @@ __all__ = ['schedule_of', 'class_weights', 'soft_loss', 'total_loss', 'step_seed
            'half_of', 'arrays_of', 'pack', 'unpack', 'to', 'best_device', 'probabilities', 'TorchMember', 'preset_from',
            'fit_net', 'run_epochs', 'one_epoch', 'loss_of']
 
-# %% ../../nbs/42_models.torch_net.ipynb #8665b092
+# %% ../../nbs/42_models.torch_net.ipynb #fdc78d5d
 import math
 import time
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from ..features.augment import Augment, augment, soft_labels
 from .member import Batch, NoCheckpoint
 from .torch_layers import PRESETS, GestureNet, Preset, Shape, measure, shape_of
 
-# %% ../../nbs/42_models.torch_net.ipynb #fdb002d1
+# %% ../../nbs/42_models.torch_net.ipynb #9d8c4478
 def schedule_of(
     preset: Preset,
     settings: Settings,  # its `epochs` and `batch_size` come first
@@ -38,7 +38,7 @@ def schedule_of(
     steps = max(1, -(-n // size))
     return {"epochs": epochs, "batch_size": size, "steps": steps, "total_steps": epochs * steps}
 
-# %% ../../nbs/42_models.torch_net.ipynb #c6b14ca0
+# %% ../../nbs/42_models.torch_net.ipynb #94194796
 def class_weights(y, n: int, balance: float) -> torch.Tensor:
     "float32 `[n]` with a mean of 1 over the sequences."
     count = np.maximum(np.bincount(y, minlength=n), 1)
@@ -51,7 +51,7 @@ def soft_loss(logits, target, weights, smoothing: float):
     target = target * (1 - smoothing) + smoothing / target.shape[1]
     return -(weight * (target * logits.float().log_softmax(1)).sum(1)).sum() / weight.sum()
 
-# %% ../../nbs/42_models.torch_net.ipynb #a9cfe58a
+# %% ../../nbs/42_models.torch_net.ipynb #682ca4a2
 def total_loss(out: dict, batch: dict, weights, preset: Preset):
     "Loss of the main head and, where they know something, of the extra heads; a mixed sequence answers for both its parts."
     loss = soft_loss(out["y"], batch["y"], weights, preset.smoothing)
@@ -61,7 +61,7 @@ def total_loss(out: dict, batch: dict, weights, preset: Preset):
             if known.any(): loss = loss + preset.aux_weight * (share * known * F.cross_entropy(out[k].float(), label.clamp(min=0), reduction="none")).mean()
     return loss
 
-# %% ../../nbs/42_models.torch_net.ipynb #471f8a07
+# %% ../../nbs/42_models.torch_net.ipynb #9714fb3f
 def step_seed(*parts) -> int:
     "A seed for these whole numbers."
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
@@ -79,7 +79,7 @@ def repeatable(seed: int):
             torch.use_deterministic_algorithms(was[0], warn_only=was[1])
             torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory = was[2:]
 
-# %% ../../nbs/42_models.torch_net.ipynb #fab8749a
+# %% ../../nbs/42_models.torch_net.ipynb #fff7a4a0
 @contextmanager
 def fewer_threads():
     "Half of PyTorch's threads inside, at least one; as before outside."
@@ -88,7 +88,7 @@ def fewer_threads():
     try: yield
     finally: torch.set_num_threads(was)
 
-# %% ../../nbs/42_models.torch_net.ipynb #cbd3be99
+# %% ../../nbs/42_models.torch_net.ipynb #afab7df2
 class Trainer:
     "What changes from step to step."
     def __init__(self, net: nn.Module, preset: Preset, total_steps: int):
@@ -102,7 +102,8 @@ class Trainer:
         self.schedule = self._schedule(-1)
 
     def _schedule(self, last: int):
-        return torch.optim.lr_scheduler.OneCycleLR(self.optimizer, self.preset.lr, total_steps=self.total + 1, pct_start=0.25, last_epoch=last)
+        rise = max(0.25, 2 / (self.total + 1))   # at least one step long, or a handful of steps divides by zero
+        return torch.optim.lr_scheduler.OneCycleLR(self.optimizer, self.preset.lr, total_steps=self.total + 1, pct_start=rise, last_epoch=last)
 
     @property
     def lr(self) -> float: return self.optimizer.param_groups[0]["lr"]
@@ -118,7 +119,7 @@ class Trainer:
         keep = min(self.preset.ema, self.done / (self.done + 10))
         with torch.no_grad(): torch._foreach_lerp_(self.averages, self.current, 1 - keep)
 
-# %% ../../nbs/42_models.torch_net.ipynb #1697a571
+# %% ../../nbs/42_models.torch_net.ipynb #23d65a26
 def half_of(net) -> torch.dtype:
     "The short float type to compute in: bfloat16 or float16 on CUDA, none elsewhere."
     if next(net.parameters()).device.type != "cuda": return None
@@ -132,7 +133,7 @@ def pack(t: Trainer) -> tuple:
     arrays = {k: v.copy() for part in (arrays_of(t.net.state_dict(), "net."), arrays_of(t.ema, "ema."), arrays_of(moments, "opt.")) for k, v in part.items()}
     return arrays, {"done": t.done, "total_steps": t.total, "inside": list(t.inside), "scaler": t.scaler.state_dict()}
 
-# %% ../../nbs/42_models.torch_net.ipynb #2d99cbec
+# %% ../../nbs/42_models.torch_net.ipynb #2bea3ec5
 def unpack(t: Trainer, arrays: dict, facts: dict) -> None:
     "Puts a trainer where another one was; the schedule is laid out again, from the step that is due."
     part = lambda prefix: {k[len(prefix):]: torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)}
@@ -144,19 +145,19 @@ def unpack(t: Trainer, arrays: dict, facts: dict) -> None:
     t.scaler.load_state_dict(facts["scaler"])
     t.done, t.inside, t.schedule = facts["done"], list(facts["inside"]), t._schedule(facts["done"] - 1)
 
-# %% ../../nbs/42_models.torch_net.ipynb #62fff520
+# %% ../../nbs/42_models.torch_net.ipynb #9adec512
 def to(batch: dict, device) -> dict: return {k: torch.as_tensor(v).to(device, non_blocking=True) for k, v in batch.items()}
 
 def best_device() -> torch.device: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../../nbs/42_models.torch_net.ipynb #1764c438
+# %% ../../nbs/42_models.torch_net.ipynb #54b381c1
 def probabilities(net, data: SequenceDataset, device, size: int = 256) -> np.ndarray:
     "float32 `[m, C]` of all sequences of `data`, in parts of at most `size`."
     net.eval()
     parts = np.array_split(np.arange(len(data)), -(-len(data) // size))
     with fewer_threads(), torch.inference_mode(): return np.concatenate([net(to(data[p], device))["y"].double().softmax(1).float().cpu().numpy() for p in parts])
 
-# %% ../../nbs/42_models.torch_net.ipynb #5222b114
+# %% ../../nbs/42_models.torch_net.ipynb #ea8c1ee4
 class TorchMember:
     "The convolutional net behind the interface of all members."
     name = "torch"
@@ -195,7 +196,7 @@ class TorchMember:
         m.net.load_state_dict({k: torch.from_numpy(v) for k, v in read_arrays(Path(folder) / "weights.safetensors").items()})
         return m
 
-# %% ../../nbs/42_models.torch_net.ipynb #e78be099
+# %% ../../nbs/42_models.torch_net.ipynb #ca1f4b4a
 def _tuples(v): return tuple(_tuples(x) for x in v) if isinstance(v, list) else v
 
 def preset_from(facts: dict) -> Preset:
@@ -203,7 +204,7 @@ def preset_from(facts: dict) -> Preset:
     plain = lambda d: {k: _tuples(v) for k, v in d.items()}
     return Preset(**plain(facts) | {"augment": Augment(**plain(facts["augment"]))})
 
-# %% ../../nbs/42_models.torch_net.ipynb #3f3696ba
+# %% ../../nbs/42_models.torch_net.ipynb #21244a11
 def fit_net(m: TorchMember, train: Batch, reporter, checkpoint) -> dict:
     "Trains the member's net; continues from a checkpoint if there is one."
     plan = schedule_of(m.preset, m.settings, len(train))
@@ -220,7 +221,7 @@ def fit_net(m: TorchMember, train: Batch, reporter, checkpoint) -> dict:
     m.net = net
     return {"epochs": plan["epochs"], "batch_size": plan["batch_size"], **history}
 
-# %% ../../nbs/42_models.torch_net.ipynb #4f9b6203
+# %% ../../nbs/42_models.torch_net.ipynb #50c633ce
 def run_epochs(m, trainer, data, plan, weights, history, reporter, checkpoint) -> None:
     "All epochs that are still to do."
     workers = min(m.settings.dl_num_workers, plan["steps"])
@@ -247,7 +248,7 @@ def run_epochs(m, trainer, data, plan, weights, history, reporter, checkpoint) -
     finally:
         for x in loader: end_workers(x)
 
-# %% ../../nbs/42_models.torch_net.ipynb #3a1304f9
+# %% ../../nbs/42_models.torch_net.ipynb #9e21db69
 def one_epoch(m, net, trainer, loader, epoch: int, weights, t, keep) -> float:
     "Mean loss of one pass over the loader."
     loader.sampler.set_epoch(epoch, trainer.inside[0])
