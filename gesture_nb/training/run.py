@@ -9,7 +9,7 @@ __all__ = ['CLASSES', 'MATHEMATICS', 'LIBRARIES', 'member_class', 'Problem', 'ba
            'settle', 'exchange', 'training_folder', 'Deadline', 'train_units', 'out_of_fold', 'results', 'judged',
            'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
 
-# %% ../../nbs/52_training.run.ipynb #5b737414
+# %% ../../nbs/52_training.run.ipynb #d1311f69
 import importlib
 import json
 import os
@@ -28,7 +28,7 @@ from ..data.frames import FrameFeatures
 from ..data.sequences import SequenceTable
 from ..models.member import Batch
 
-# %% ../../nbs/52_training.run.ipynb #df39805a
+# %% ../../nbs/52_training.run.ipynb #293a20db
 CLASSES = {"lgbm": "gesture_nb.models.lgbm:LgbmMember", "torch": "gesture_nb.models.torch_net:TorchMember",
            "keras": "gesture_nb.models.keras_net:KerasMember", "rocket": "gesture_nb.models.rocket:RocketMember"}
 assert tuple(CLASSES) == MEMBERS
@@ -38,7 +38,7 @@ def member_class(name: str):
     module, cls = CLASSES[name].split(":")
     return getattr(importlib.import_module(module), cls)
 
-# %% ../../nbs/52_training.run.ipynb #a35fdd2e
+# %% ../../nbs/52_training.run.ipynb #c852b49a
 @dataclass(frozen=True)
 class Problem:
     "A labelled data set with its features and folds."
@@ -56,14 +56,14 @@ class Problem:
     @property
     def folds(self): return int(self.fold.max()) + 1
 
-# %% ../../nbs/52_training.run.ipynb #61e28baf
+# %% ../../nbs/52_training.run.ipynb #c34d21ce
 def batch_of(p: Problem, index, labelled: bool = True) -> Batch:
     "The sequences `index` as a batch; without labels for those that are to be predicted."
     index = np.asarray(index, np.int64)
     return Batch(p.frames, index, p.classes, p.y[index] if labelled else None, p.subjects[index], p.summaries,
                  {k: v[index] for k, v in p.aux.items()} if labelled else {})
 
-# %% ../../nbs/52_training.run.ipynb #0c3c9d2e
+# %% ../../nbs/52_training.run.ipynb #d0118c8d
 def extra_labels(table: SequenceTable) -> dict:
     "int64 labels beside the gesture: what the competition's data says of the wearer's posture and of the opening movement."
     out = {}
@@ -71,7 +71,7 @@ def extra_labels(table: SequenceTable) -> dict:
         if name in table.meta and len(known := np.unique(table.meta[name])) > 1: out[name] = np.searchsorted(known, table.meta[name]).astype(np.int64)
     return out
 
-# %% ../../nbs/52_training.run.ipynb #19a68db3
+# %% ../../nbs/52_training.run.ipynb #2d35b987
 def load_problem(settings: Settings, reporter) -> Problem:
     "Reads the data, cuts the folds and gets the features; what the data cannot do is said before anything is trained."
     from gesture_nb.data.readers import read_table, source_fingerprint
@@ -89,7 +89,7 @@ def load_problem(settings: Settings, reporter) -> Problem:
     frames, summaries = features_of(table, settings, reporter, source)
     return Problem(table, frames, summaries, tuple(classes.tolist()), y.astype(np.int64), fold, source, extra_labels(table))
 
-# %% ../../nbs/52_training.run.ipynb #b3c6e161
+# %% ../../nbs/52_training.run.ipynb #436fdb5a
 def given_folds(table: SequenceTable, settings: Settings):
     "The data's own folds if the settings name a column (or the embedded recordings bring theirs), else None."
     column = settings.fold_column or ("fold" if settings.data == "spar" else None)
@@ -108,7 +108,7 @@ def features_of(table, settings, reporter, source) -> tuple:
     frames = load_or_build(table, folder, settings, reporter, source=source)
     return frames, load_or_build_summaries(frames, folder, settings, reporter, source=source)
 
-# %% ../../nbs/52_training.run.ipynb #a21fdcb0
+# %% ../../nbs/52_training.run.ipynb #43ea90ac
 MATHEMATICS = ("preset", "seed", "epochs", "batch_size", "boosting_rounds")
 
 def identity(p: Problem, settings: Settings) -> dict:
@@ -122,7 +122,7 @@ def feature_version() -> str:
     from gesture_nb.features.store import code_version
     return code_version("features/frames.py", "features/summary.py")
 
-# %% ../../nbs/52_training.run.ipynb #6250587b
+# %% ../../nbs/52_training.run.ipynb #22f871b3
 def unit_identity(base: dict, member, train: Batch) -> dict:
     "The run's identity with what this member adds: its own settings and, for nets, the number of optimizer steps."
     return base | {f"{member.name}.{k}": v for k, v in member.recipe(train).items()}
@@ -136,7 +136,7 @@ def differences(old: dict, new: dict) -> list:
     old, new = as_kept(old), as_kept(new)
     return [f"{k} was {old.get(k, 'unset')!r} and is now {new.get(k, 'unset')!r}" for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
 
-# %% ../../nbs/52_training.run.ipynb #9bb79b17
+# %% ../../nbs/52_training.run.ipynb #579eb50f
 def refuse_if_changed(folder: Path, new: dict) -> None:
     "Raises a `UserError` when `folder` holds work of another identity."
     kept = folder / "identity.json"
@@ -145,7 +145,7 @@ def refuse_if_changed(folder: Path, new: dict) -> None:
     if changes: raise UserError(f"{folder.parent} holds a run with other settings: {'; '.join(changes)}. Either choose a new folder with --out, or train again from the start with --restart "
                                 "(what is finished stays until its replacement is complete).")
 
-# %% ../../nbs/52_training.run.ipynb #e2a51a82
+# %% ../../nbs/52_training.run.ipynb #39cd8307
 @dataclass(frozen=True)
 class Unit:
     member: str
@@ -157,7 +157,7 @@ def units_of(settings: Settings, folds: int, members: Path) -> list:
     "All units of a run, member by member."
     return [Unit(m, k, members / m / f"fold{k}") for m in active_members(settings) for k in range(folds)]
 
-# %% ../../nbs/52_training.run.ipynb #ec9d1ffe
+# %% ../../nbs/52_training.run.ipynb #666e4b6e
 def finished(unit: Unit, contents: bool = True) -> dict:
     "The facts of a finished unit; None where it is not finished. Raises `DamagedError` if its files are not what was written."
     return check_manifest(unit.folder, contents) if (unit.folder / MANIFEST).exists() else None
@@ -182,7 +182,7 @@ def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter)
         write_json(tmp / "history.json", history or {})
     return facts
 
-# %% ../../nbs/52_training.run.ipynb #76f96607
+# %% ../../nbs/52_training.run.ipynb #7ef1aece
 def refuse_other_checkpoint(unit: Unit, checkpoint, identity: dict, settings: Settings) -> None:
     "Notes the identity beside a new checkpoint; compares it with the one of an old checkpoint, which `RESUME=0` discards."
     kept = unit.folder / "checkpoint.json"
@@ -191,11 +191,11 @@ def refuse_other_checkpoint(unit: Unit, checkpoint, identity: dict, settings: Se
         raise UserError(f"The checkpoint of {unit} was made with other settings: {'; '.join(changes)}. Set them back, or start it again with --restart, or choose a new folder with --out.")
     write_json(kept, identity)
 
-# %% ../../nbs/52_training.run.ipynb #33c8557e
+# %% ../../nbs/52_training.run.ipynb #4e57d646
 def settle(settings: Settings) -> None:
     "Puts right what a killed process left: an exchange of members half done, and temporary files."
     out = settings.output_path
-    members, following, previous = (out / n for n in ("members", "members.next", "members.previous"))
+    members, previous = (out / n for n in ("members", "members.previous"))
     if previous.exists() and not members.exists(): os.replace(previous, members)
     if previous.exists(): shutil.rmtree(previous)
     for folder in (out, store_folder(settings), *out.glob("members*/*"), *out.glob("members*/*/fold*"), *out.glob("members*/*/fold*/checkpoint")): sweep(folder)
@@ -207,7 +207,7 @@ def exchange(out: Path) -> None:
     os.replace(following, members)
     shutil.rmtree(previous)
 
-# %% ../../nbs/52_training.run.ipynb #a529690d
+# %% ../../nbs/52_training.run.ipynb #c9f2d41e
 def training_folder(settings: Settings, base: dict) -> Path:
     "Where this run's units go, after checking that what lies there belongs to the same run."
     out = settings.output_path
@@ -219,7 +219,7 @@ def training_folder(settings: Settings, base: dict) -> Path:
     write_json(folder / "identity.json", base)
     return folder
 
-# %% ../../nbs/52_training.run.ipynb #cb5c0969
+# %% ../../nbs/52_training.run.ipynb #64d74b35
 class Deadline:
     "Knows how much of the time limit is left."
     def __init__(self, hours: float = None, started: float = None):
@@ -228,7 +228,7 @@ class Deadline:
     def note(self, unit: Unit, seconds: float) -> None: self.slowest[unit.member] = max(seconds, self.slowest.get(unit.member, 0.0))
     def fits(self, unit: Unit) -> bool: return self.end is None or time.monotonic() + 1.1 * self.slowest.get(unit.member, 0.0) < self.end
 
-# %% ../../nbs/52_training.run.ipynb #2c455b1a
+# %% ../../nbs/52_training.run.ipynb #b1eac9c9
 def train_units(p: Problem, settings: Settings, folder: Path, base: dict, reporter) -> dict:
     "Unit → facts for all units that are finished at the end."
     done, deadline = {}, Deadline(settings.time_limit_hours)
@@ -247,7 +247,7 @@ def train_units(p: Problem, settings: Settings, folder: Path, base: dict, report
     if not done: raise UserError("The time limit left no unit to train: raise TIME_LIMIT_HOURS.")
     return done
 
-# %% ../../nbs/52_training.run.ipynb #547708cc
+# %% ../../nbs/52_training.run.ipynb #82b0a3d2
 def out_of_fold(p: Problem, done: dict) -> dict:
     "Member → float32 `[n, C]` out-of-fold probabilities."
     probs = {}
@@ -256,7 +256,7 @@ def out_of_fold(p: Problem, done: dict) -> dict:
         probs.setdefault(unit.member, np.full((len(p.y), len(p.classes)), np.nan, np.float32))[arrays["index"]] = arrays["proba"]
     return probs
 
-# %% ../../nbs/52_training.run.ipynb #39ab30ae
+# %% ../../nbs/52_training.run.ipynb #2ac9a42c
 def results(p: Problem, settings: Settings, done: dict) -> tuple:
     "(metrics, blended probabilities `[n, C]`, blend): what `metrics.json`, `oof.parquet` and `ensemble.json` hold."
     from gesture_nb.training.ensemble import nested_blend
@@ -268,7 +268,7 @@ def results(p: Problem, settings: Settings, done: dict) -> tuple:
     blend = {"classes": list(p.classes), "final": final, "per_fold": per_fold}
     return {"classes": list(p.classes), "members": members, "ensemble": ensemble, "sequences": len(p.y), "subjects": len(np.unique(p.subjects)), "folds": p.folds}, probs, blended, blend
 
-# %% ../../nbs/52_training.run.ipynb #f2a036c5
+# %% ../../nbs/52_training.run.ipynb #44c03844
 def judged(p: Problem, proba: np.ndarray) -> dict:
     "Accuracy, macro F1 and, for the competition's labels, its score: pooled and per fold, over the sequences that were answered."
     from gesture_nb.evaluation.metric import scores
@@ -279,7 +279,7 @@ def judged(p: Problem, proba: np.ndarray) -> dict:
     short = lambda s: {k: s[k] for k in ("accuracy", "macro_f1", "score") if k in s}
     return judge(told) | {"per_fold": [short(judge(told & (p.fold == k))) if (told & (p.fold == k)).any() else None for k in range(p.folds)]}
 
-# %% ../../nbs/52_training.run.ipynb #603cecb4
+# %% ../../nbs/52_training.run.ipynb #b8dbccb6
 def write_oof(path: Path, p: Problem, probs: dict, blended: np.ndarray) -> None:
     "Writes `sequence_id, subject, fold, gesture, pred, p_<member> …, p_ensemble`."
     import pyarrow as pa
@@ -291,7 +291,7 @@ def write_oof(path: Path, p: Problem, probs: dict, blended: np.ndarray) -> None:
     columns |= {f"p_{m}": lists(q) for m, q in probs.items()} | {"p_ensemble": lists(blended)}
     with atomic_path(path) as tmp: pq.write_table(pa.table(columns), tmp, compression="zstd")
 
-# %% ../../nbs/52_training.run.ipynb #56362f7c
+# %% ../../nbs/52_training.run.ipynb #9c526c3e
 LIBRARIES = ("numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "torch", "lightgbm", "tensorflow", "keras", "ipywidgets")
 
 def versions() -> dict:
@@ -319,7 +319,7 @@ def write_results(p: Problem, settings: Settings, done: dict, base: dict) -> dic
     write_json(out / "metrics.json", metrics)
     return metrics
 
-# %% ../../nbs/52_training.run.ipynb #15022568
+# %% ../../nbs/52_training.run.ipynb #d3f564c2
 def train(settings: Settings, reporter, problem: Problem = None) -> tuple:
     "Trains what the settings ask for and writes the results; returns (problem, metrics). The caller holds the folder's lock."
     settle(settings)
