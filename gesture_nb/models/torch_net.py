@@ -150,14 +150,15 @@ def to(batch: dict, device) -> dict: return {k: torch.as_tensor(v).to(device, no
 
 def best_device() -> torch.device: return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../../nbs/42_models.torch_net.ipynb #54b381c1
-def probabilities(net, data: SequenceDataset, device, size: int = 256) -> np.ndarray:
-    "float32 `[m, C]` of all sequences of `data`, in parts of at most `size`."
+# %% ../../nbs/42_models.torch_net.ipynb #8f8034ea
+def probabilities(net, data: SequenceDataset, device, size: int = 256) -> dict:
+    "Head → float32 `[m, labels]` of all sequences of `data`, in parts of at most `size`."
     net.eval()
     parts = np.array_split(np.arange(len(data)), -(-len(data) // size))
-    with fewer_threads(), torch.inference_mode(): return np.concatenate([net(to(data[p], device))["y"].double().softmax(1).float().cpu().numpy() for p in parts])
+    with fewer_threads(), torch.inference_mode(): found = [{k: z.double().softmax(1).float().cpu().numpy() for k, z in net(to(data[p], device)).items()} for p in parts]
+    return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
 
-# %% ../../nbs/42_models.torch_net.ipynb #ea8c1ee4
+# %% ../../nbs/42_models.torch_net.ipynb #de57c689
 class TorchMember:
     "The convolutional net behind the interface of all members."
     name = "torch"
@@ -178,9 +179,12 @@ class TorchMember:
         self.shape = shape_of(train, self.preset)
         with fewer_threads(), repeatable(step_seed(self.seed, self.fold)): return fit_net(self, train, reporter, checkpoint)
 
+    def predict_heads(self, batch: Batch) -> dict:
+        "Head → float32 `[m, labels]`: 'y' for the classes, and what else was learned."
+        return probabilities(self.net, SequenceDataset(batch.frames, batch.index, View(self.shape.kind, self.shape.length)), self.device)
     def predict_proba(self, batch: Batch) -> np.ndarray:
         "float32 `[m, C]`."
-        return probabilities(self.net, SequenceDataset(batch.frames, batch.index, View(self.shape.kind, self.shape.length)), self.device)
+        return self.predict_heads(batch)["y"]
 
     def save(self, folder) -> None:
         "Weights as safetensors, everything else as JSON."
