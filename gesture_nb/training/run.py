@@ -6,8 +6,8 @@
 __all__ = ['CLASSES', 'MATHEMATICS', 'LIBRARIES', 'member_class', 'Problem', 'batch_of', 'extra_labels', 'load_problem',
            'given_folds', 'store_folder', 'features_of', 'identity', 'feature_version', 'unit_identity', 'as_kept',
            'differences', 'refuse_if_changed', 'Unit', 'units_of', 'finished', 'train_unit', 'refuse_other_checkpoint',
-           'settle', 'exchange', 'training_folder', 'Deadline', 'train_units', 'out_of_fold', 'results', 'judged',
-           'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
+           'settle', 'exchange', 'training_folder', 'Deadline', 'forecast', 'train_units', 'out_of_fold', 'results',
+           'judged', 'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
 
 # %% ../../nbs/52_training.run.ipynb #d1311f69
 import importlib
@@ -228,12 +228,22 @@ class Deadline:
     def note(self, unit: Unit, seconds: float) -> None: self.slowest[unit.member] = max(seconds, self.slowest.get(unit.member, 0.0))
     def fits(self, unit: Unit) -> bool: return self.end is None or time.monotonic() + 1.1 * self.slowest.get(unit.member, 0.0) < self.end
 
+# %% ../../nbs/52_training.run.ipynb #ad2adc82
+def forecast(p: Problem, settings: Settings, units: list) -> str:
+    "What the units that are not finished will take, in one sentence."
+    from gesture_nb.training.plan import estimate, outlook, probe, size_of, PROBE
+    todo = [u.member for u in units if not (u.folder / MANIFEST).exists()]
+    train, pace = batch_of(p, np.flatnonzero(p.fold != 0)), max(1.0, probe() / PROBE)
+    each = lambda m: estimate(m, member_class(m)(settings, settings.seed, 0).recipe(train), size_of(train), settings.preset, pace)
+    return outlook({m: (todo.count(m), each(m)) for m in dict.fromkeys(todo)}, settings.time_limit_hours) if todo else ""
+
 # %% ../../nbs/52_training.run.ipynb #b1eac9c9
 def train_units(p: Problem, settings: Settings, folder: Path, base: dict, reporter) -> dict:
     "Unit → facts for all units that are finished at the end."
     done, deadline = {}, Deadline(settings.time_limit_hours)
     units = units_of(settings, p.folds, folder)
     reporter.plan(len(units))
+    if said := forecast(p, settings, units): reporter.say(said)
     for unit in units:
         try: facts = finished(unit)
         except DamagedError as e: reporter.say(f"{e} Training {unit} again."); facts = None
