@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Design', 'gesture_design', 'composite_design', 'follows_design', 'composite_proba', 'place_proba', 'score_groups',
-           'Rule', 'read_rule', 'find_rule', 'likeliest', 'earned_rule', 'nested_answers', 'SubjectDecoder', 'decoded',
-           'random_orders']
+           'Rule', 'read_rule', 'find_rule', 'likeliest', 'points', 'earned_rule', 'nested_answers', 'SubjectDecoder',
+           'decoded', 'random_orders']
 
 # %% ../../nbs/32_evaluation.decode.ipynb #16dd91db
 import threading
@@ -143,7 +143,7 @@ def likeliest(classes) -> Rule:
     "The rule that takes the likeliest class."
     return Rule(np.eye(len(classes), dtype=bool), np.ones(len(classes)), np.zeros(len(classes)))
 
-def _score(y, answers, classes) -> float:
+def points(y, answers, classes) -> float:
     "What the rule is to raise: the competition's score where it applies, else macro F1."
     counts = confusion_counts(y, answers, classes)
     return float(score_of(counts, classes) if is_competition(classes) else macro_f1_of(counts))
@@ -154,7 +154,7 @@ def earned_rule(p, y, fold, classes, least: float = 0.002) -> Rule:
     if len(np.unique(fold)) < 2: return likeliest(classes)
     answers = np.zeros(len(y), np.int64)
     for k in np.unique(fold): answers[fold == k] = find_rule(p[fold != k], y[fold != k], classes).decide(p[fold == k])
-    return find_rule(p, y, classes) if _score(y, answers, classes) >= _score(y, p.argmax(1), classes) + least else likeliest(classes)
+    return find_rule(p, y, classes) if points(y, answers, classes) >= points(y, p.argmax(1), classes) + least else likeliest(classes)
 
 # %% ../../nbs/32_evaluation.decode.ipynb #4f0b2606
 def nested_answers(p, y, fold, classes) -> tuple:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import read_arrays, read_json, write_arrays, write_json
-from ..config import Settings, UserError
+from ..config import Settings, UserError, switched_off
 from ..data.frames import FrameFeatures
 from .member import Batch, NoCheckpoint
 
@@ -283,7 +283,7 @@ def augmented(m, batch: dict, seed: int) -> dict:
     from gesture_nb.features.augment import Augment, augment, soft_labels
     batch = {k: torch.as_tensor(batch[k]) for k in ("x", "mask", "flags", "y")}
     batch["y"] = soft_labels(batch["y"], len(m.classes))
-    return {k: v.numpy() for k, v in augment(batch, Augment(names=m.names, flags=m.flags), torch.Generator().manual_seed(seed)).items()}
+    return {k: v.numpy() for k, v in augment(batch, switched_off(Augment(names=m.names, flags=m.flags), m.settings.without), torch.Generator().manual_seed(seed)).items()}
 
 # %% ../../nbs/43_models.keras_net.ipynb #a1cf0bfb
 def run_epoch(m, state: dict, loader, epoch: int, plan: dict, weights, task) -> tuple:
@@ -308,7 +308,7 @@ class KerasMember:
 
     def __init__(self, settings: Settings = None, seed: int = 0, fold: int = 0, recipe: SequenceRecipe = None):
         self.settings, self.seed, self.fold = settings or Settings(), seed, fold
-        self.recipe_ = recipe or RECIPES[self.settings.preset]
+        self.recipe_ = switched_off(recipe or RECIPES[self.settings.preset], self.settings.without)
         self.shape = self.weights = None
 
     def recipe(self, train: Batch) -> dict:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..artifacts import read_arrays, read_json, write_arrays, write_json
-from ..config import Settings
+from ..config import Settings, switched_off
 from ..data.loaders import SequenceDataset, View, end_workers, make_loader, safe_start_method, with_fewer_workers
 from ..features.augment import Augment, augment, soft_labels
 from .member import Batch, NoCheckpoint
@@ -165,7 +165,7 @@ class TorchMember:
     save_every = 300.0   # seconds between checkpoints inside a long epoch
     def __init__(self, settings: Settings, seed: int = 0, fold: int = 0, preset: Preset = None):
         self.settings, self.seed, self.fold = settings, seed, fold
-        self.preset = preset or PRESETS[settings.preset]
+        self.preset = switched_off(preset or PRESETS[settings.preset], settings.without)
         self.device, self.shape, self.net = best_device(), None, None
 
     def recipe(self, train: Batch) -> dict:
