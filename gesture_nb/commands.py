@@ -70,23 +70,26 @@ def predict_file(to: Path, **overrides) -> Path:
     with Reporter(s, s.output_path) as reporter:
         predictor = load(s.output_path, reporter=reporter, fixed=fixed_weights(s))
         table = read_table(s.data, s, reporter)
-        write_answers(to, table.meta["sequence_id"], predictor.classes, answers(predictor, table, reporter))
+        write_answers(to, table.meta["sequence_id"], predictor.classes, *answers(predictor, table, reporter))
         reporter.say(f"{len(table)} answers are in {to}")
     return to
 
-def answers(predictor, table, reporter, rows: int = 200_000) -> np.ndarray:
-    "float32 `[n, C]`, block by block so that memory stays bounded."
+def answers(predictor, table, reporter, rows: int = 200_000) -> tuple:
+    "(probabilities `[n, C]`, int64 `[n]` answers), block by block so that memory stays bounded."
     from gesture_nb.data.sequences import blocks, span
-    parts = []
+    parts, said = [], []
     with reporter.task("Answering sequence", total=len(table)) as t:
-        for a, b in blocks(table.offsets, rows): parts.append(predictor.table_proba(span(table, a, b))); t.advance(b - a)
-    return np.concatenate(parts)
+        for a, b in blocks(table.offsets, rows):
+            part = span(table, a, b)
+            told = predictor.told(part)
+            parts.append(told[0]); said += predictor.answers(part, told); t.advance(b - a)
+    return np.concatenate(parts), np.array(said)
 
-def write_answers(to: Path, ids, classes, proba) -> None:
+def write_answers(to: Path, ids, classes, proba, said) -> None:
     "Writes the answers of a table."
     import pyarrow as pa
     import pyarrow.parquet as pq
-    labels = np.array(classes, object)[proba.argmax(axis=1)]
+    labels = np.array(classes, object)[said]
     with atomic_path(to) as tmp: pq.write_table(pa.table({"sequence_id": pa.array(ids), "gesture": pa.array(labels), "p": pa.array(list(proba))}).replace_schema_metadata({"classes": "|".join(classes)}), tmp)
 
 # %% ../nbs/81_commands.ipynb #46d0db5f

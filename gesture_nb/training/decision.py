@@ -6,7 +6,7 @@
 __all__ = ['known', 'kinds_of', 'chances', 'Decision', 'read_decision', 'check_decision', 'find_decision', 'answers_of',
            'nested_decisions', 'fold_answers', 'Decider']
 
-# %% ../../nbs/51_training.decision.ipynb #de873f51
+# %% ../../nbs/51_training.decision.ipynb #83d9c73a
 import threading
 from dataclasses import dataclass, field
 
@@ -16,17 +16,18 @@ from ..config import UserError
 from ..evaluation.decode import (Rule, SubjectDecoder, composite_design, composite_proba, decoded, earned_rule, find_rule, follows_design,
                                           gesture_design, likeliest, points, random_orders, read_rule)
 from ..evaluation.metric import is_competition
+from ..schema import OPENINGS, ORIENTATIONS
 from .ensemble import answered, blend
 
-# %% ../../nbs/51_training.decision.ipynb #df7a1d54
+# %% ../../nbs/51_training.decision.ipynb #bc259807
 def known(heads: dict) -> dict:
     "The heads without gaps: nothing is said (all alike) where a member did not answer."
     return {k: np.where(np.isfinite(v).all(-1, keepdims=True), v, 1 / v.shape[-1]) for k, v in heads.items()}
 
 def kinds_of(p, heads: dict, classes) -> tuple:
     "(probabilities, design): of kinds of recording where an orientation is told, else of gestures."
+    heads = {k: v for k, v in known(heads).items() if v.shape[-1] == len({"orientation": ORIENTATIONS, "opening": OPENINGS}.get(k, ()))}
     if "orientation" not in heads: return p, gesture_design(classes)
-    heads = known(heads)
     return composite_proba(p, heads["orientation"], classes, heads.get("opening")), composite_design(classes)
 
 def chances(p, heads: dict, subjects, classes, order) -> np.ndarray:

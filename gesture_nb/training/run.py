@@ -6,8 +6,8 @@
 __all__ = ['CLASSES', 'MATHEMATICS', 'LIBRARIES', 'member_class', 'Problem', 'batch_of', 'extra_labels', 'load_problem',
            'given_folds', 'store_folder', 'features_of', 'identity', 'feature_version', 'unit_identity', 'as_kept',
            'differences', 'refuse_if_changed', 'Unit', 'units_of', 'finished', 'train_unit', 'refuse_other_checkpoint',
-           'settle', 'exchange', 'training_folder', 'Deadline', 'forecast', 'train_units', 'out_of_fold', 'results',
-           'judged', 'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
+           'settle', 'exchange', 'training_folder', 'Deadline', 'forecast', 'train_units', 'kept_answers', 'metrics_of',
+           'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
 
 # %% ../../nbs/52_training.run.ipynb #d1311f69
 import importlib
@@ -27,6 +27,8 @@ from ..config import MEMBERS, Settings, UserError, active_members, as_json, fixe
 from ..data.frames import FrameFeatures
 from ..data.sequences import SequenceTable
 from ..models.member import Batch
+from ..schema import OPENINGS, ORIENTATIONS
+from .verdict import Verdict, draw, heads_told, judged, likeliest_of
 
 # %% ../../nbs/52_training.run.ipynb #293a20db
 CLASSES = {"lgbm": "gesture_nb.models.lgbm:LgbmMember", "torch": "gesture_nb.models.torch_net:TorchMember",
@@ -67,8 +69,11 @@ def batch_of(p: Problem, index, labelled: bool = True) -> Batch:
 def extra_labels(table: SequenceTable) -> dict:
     "int64 labels beside the gesture: what the competition's data says of the wearer's posture and of the opening movement."
     out = {}
-    for name in ("orientation", "opening"):
-        if name in table.meta and len(known := np.unique(table.meta[name])) > 1: out[name] = np.searchsorted(known, table.meta[name]).astype(np.int64)
+    for name, usual in (("orientation", ORIENTATIONS), ("opening", OPENINGS)):
+        if name not in table.meta: continue
+        known = np.unique(table.meta[name])
+        if set(known) <= set(usual): known = np.array(usual)   # in the schema's order, which deciding by person counts on
+        if len(known) > 1: out[name] = (table.meta[name][:, None] == known).argmax(1)
     return out
 
 # %% ../../nbs/52_training.run.ipynb #2d35b987
@@ -113,7 +118,7 @@ MATHEMATICS = ("preset", "seed", "epochs", "batch_size", "boosting_rounds")
 
 def identity(p: Problem, settings: Settings) -> dict:
     "Everything that a unit's result depends on, by the name of the setting that changes it."
-    facts = {k: getattr(settings, k) for k in MATHEMATICS}
+    facts = {k: getattr(settings, k) for k in MATHEMATICS} | ({"without": settings.without} if settings.without else {})
     return facts | {"data": p.source, "folds": fingerprint(p.fold, list(p.subjects)), "classes": fingerprint(list(p.classes)),
                     "features": fingerprint(list(p.frames.names), list(p.summaries[1]), feature_version())}
 
@@ -174,11 +179,11 @@ def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter)
     checkpoint = FolderCheckpoint(unit.folder / "checkpoint")
     refuse_other_checkpoint(unit, checkpoint, facts["identity"], settings)
     history = member.fit(train, inner_split=inner, reporter=reporter, checkpoint=checkpoint)
-    proba = np.asarray(member.predict_proba(held), np.float32)
+    told = heads_told(member, held)
     facts["seconds"] = round(time.monotonic() - start, 3)
     with atomic_folder(unit.folder, facts) as tmp:
         member.save(tmp)
-        write_arrays(tmp / "oof.safetensors", {"index": held.index, "proba": proba})
+        write_arrays(tmp / "oof.safetensors", {"index": held.index, **told})
         write_json(tmp / "history.json", history or {})
     return facts
 
@@ -258,47 +263,27 @@ def train_units(p: Problem, settings: Settings, folder: Path, base: dict, report
     return done
 
 # %% ../../nbs/52_training.run.ipynb #82b0a3d2
-def out_of_fold(p: Problem, done: dict) -> dict:
-    "Member → float32 `[n, C]` out-of-fold probabilities."
-    probs = {}
-    for unit in done:
-        arrays = read_arrays(unit.folder / "oof.safetensors")
-        probs.setdefault(unit.member, np.full((len(p.y), len(p.classes)), np.nan, np.float32))[arrays["index"]] = arrays["proba"]
-    return probs
+def kept_answers(done) -> list:
+    "(member, arrays) of what finished units answered out of fold."
+    return [(u.member, read_arrays(u.folder / "oof.safetensors")) for u in done]
 
 # %% ../../nbs/52_training.run.ipynb #2ac9a42c
-def results(p: Problem, settings: Settings, done: dict) -> tuple:
-    "(metrics, blended probabilities `[n, C]`, blend): what `metrics.json`, `oof.parquet` and `ensemble.json` hold."
-    from gesture_nb.training.ensemble import nested_blend
-    probs = out_of_fold(p, done)
-    blended, per_fold, final = nested_blend(probs, p.y, p.fold, fixed=fixed_weights(settings))
-    seconds = {m: round(sum(f["seconds"] for u, f in done.items() if u.member == m), 3) for m in probs}
-    members = {m: judged(p, q) | {"seconds": seconds[m]} for m, q in probs.items()}
-    ensemble = judged(p, blended) | {"seconds": round(sum(seconds.values()), 3), "weights": final["weights"]}
-    blend = {"classes": list(p.classes), "final": final, "per_fold": per_fold}
-    return {"classes": list(p.classes), "members": members, "ensemble": ensemble, "sequences": len(p.y), "subjects": len(np.unique(p.subjects)), "folds": p.folds}, probs, blended, blend
-
-# %% ../../nbs/52_training.run.ipynb #44c03844
-def judged(p: Problem, proba: np.ndarray) -> dict:
-    "Accuracy, macro F1 and, for the competition's labels, its score: pooled and per fold, over the sequences that were answered."
-    from gesture_nb.evaluation.metric import scores
-    told = np.isfinite(proba).all(axis=1)
-    names = np.array(p.classes)
-    answer = names[np.where(told, np.nan_to_num(proba).argmax(axis=1), 0)]
-    judge = lambda rows: scores(names[p.y[rows]], answer[rows], p.classes)
-    short = lambda s: {k: s[k] for k in ("accuracy", "macro_f1", "score") if k in s}
-    return judge(told) | {"per_fold": [short(judge(told & (p.fold == k))) if (told & (p.fold == k)).any() else None for k in range(p.folds)]}
+def metrics_of(p: Problem, v: Verdict, done: dict) -> dict:
+    "What `metrics.json` holds: members are judged by their likeliest class, the ensemble by what it decided."
+    seconds = {m: round(sum(f["seconds"] for u, f in done.items() if u.member == m), 3) for m in v.probs}
+    members = {m: judged(p, likeliest_of(q)) | {"seconds": seconds[m]} for m, q in v.probs.items()}
+    ensemble = judged(p, v.answers) | {"seconds": round(sum(seconds.values()), 3), "weights": v.blend["final"]["weights"]}
+    return {"classes": list(p.classes), "members": members, "ensemble": ensemble, "sequences": len(p.y), "subjects": len(np.unique(p.subjects)), "folds": p.folds}
 
 # %% ../../nbs/52_training.run.ipynb #b8dbccb6
-def write_oof(path: Path, p: Problem, probs: dict, blended: np.ndarray) -> None:
+def write_oof(path: Path, p: Problem, v: Verdict) -> None:
     "Writes `sequence_id, subject, fold, gesture, pred, p_<member> …, p_ensemble`."
     import pyarrow as pa
     import pyarrow.parquet as pq
     lists = lambda q: pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(q, np.float32).ravel()), q.shape[1]).cast(pa.list_(pa.float32()))
-    told = np.isfinite(blended).all(axis=1)
-    pred = pa.array(np.array(p.classes, object)[np.nan_to_num(blended).argmax(axis=1)], mask=~told)
+    pred = pa.array(np.array(p.classes, object)[v.answers], mask=v.answers < 0)
     columns = {"sequence_id": pa.array(p.table.meta["sequence_id"]), "subject": pa.array(p.subjects), "fold": pa.array(p.fold), "gesture": pa.array(p.table.meta["gesture"]), "pred": pred}
-    columns |= {f"p_{m}": lists(q) for m, q in probs.items()} | {"p_ensemble": lists(blended)}
+    columns |= {f"p_{m}": lists(q) for m, q in v.probs.items()} | {"p_ensemble": lists(v.blended)}
     with atomic_path(path) as tmp: pq.write_table(pa.table(columns), tmp, compression="zstd")
 
 # %% ../../nbs/52_training.run.ipynb #9c526c3e
@@ -321,10 +306,10 @@ def typical_rate(table: SequenceTable):
 def write_results(p: Problem, settings: Settings, done: dict, base: dict) -> dict:
     "Writes config.json, oof.parquet, ensemble.json and metrics.json, in this order; returns the metrics."
     out = settings.output_path
-    metrics, probs, blended, blend = results(p, settings, done)
-    blend |= {"channels": list(p.table.names), "rate_hz": typical_rate(p.table)}
+    v = draw(p, settings, kept_answers(done))
+    metrics, blend = metrics_of(p, v, done), v.blend | {"channels": list(p.table.names), "rate_hz": typical_rate(p.table)}
     write_json(out / "config.json", {"settings": as_json(settings), "versions": versions(), "identity": base})
-    write_oof(out / "oof.parquet", p, probs, blended)
+    write_oof(out / "oof.parquet", p, v)
     write_json(out / "ensemble.json", blend | {"digest": fingerprint(blend)})
     write_json(out / "metrics.json", metrics)
     return metrics
@@ -332,8 +317,10 @@ def write_results(p: Problem, settings: Settings, done: dict, base: dict) -> dic
 # %% ../../nbs/52_training.run.ipynb #d3f564c2
 def train(settings: Settings, reporter, problem: Problem = None) -> tuple:
     "Trains what the settings ask for and writes the results; returns (problem, metrics). The caller holds the folder's lock."
+    from gesture_nb.training.decision import check_decision
     settle(settings)
     p = load_problem(settings, reporter) if problem is None else problem
+    check_decision(settings.decision, p.classes)
     base = identity(p, settings)
     folder = training_folder(settings, base)
     done = train_units(p, settings, folder, base, reporter)
