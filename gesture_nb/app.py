@@ -64,14 +64,15 @@ def without_second_run(s: Settings, reporter) -> Settings:
 # %% ../nbs/80_app.ipynb #9d90a452
 @contextmanager
 def ending_in_order(reporter):
-    "SIGTERM raises `KeyboardInterrupt` inside; both say that the work can be taken up again."
-    def stop(number, frame): raise KeyboardInterrupt
+    "SIGTERM and Ctrl-C let a training keep its state, then raise `KeyboardInterrupt`; it is said that the work can be taken up again."
+    def stop(number, frame):
+        if not reporter.ask_to_stop(): raise KeyboardInterrupt
     mine = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if mine else None
+    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)} if mine else {}
     try: yield
     except KeyboardInterrupt: reporter.say("Interrupted: what was finished is kept, and the same command goes on from the last checkpoint."); raise
     finally:
-        if mine: signal.signal(signal.SIGTERM, before)
+        for s, old in before.items(): signal.signal(s, old)
 
 def patient_threads() -> None:
     "Lets idle OpenMP threads sleep instead of spinning, which on a busy machine can cost minutes; must be said before OpenMP is loaded."
