@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .artifacts import MANIFEST, locked, write_json
+from .artifacts import MANIFEST, check_results, locked, write_json
 from .config import Settings, UserError, changed, fixed_weights, read_settings, with_settings
 from .progress import Reporter
 
@@ -111,6 +111,7 @@ def served_lines(served: dict) -> list:
 def may_train(s: Settings) -> bool:
     "False where training is switched off; then finished members must be there, which is checked before anything else."
     if s.run_any_training is not False: return True
+    check_results(s.output_path)
     wanted = needed(s)
     missing = [m for m in wanted if not any((s.output_path / "members" / m).glob(f"fold*/{MANIFEST}"))]
     if missing or not wanted:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'atomic_path', 'write_text', 'write_json', 'read_json', 'write_arrays', 'read_arrays', 'sha256_file',
            'fingerprint', 'DamagedError', 'write_sealed', 'read_sealed', 'write_manifest', 'check_manifest',
-           'atomic_folder', 'sweep', 'locked']
+           'check_results', 'atomic_folder', 'sweep', 'locked']
 
 # %% ../nbs/03_artifacts.ipynb #8c76e3c9
 import errno
@@ -140,6 +140,13 @@ def check_manifest(folder, contents: bool = True) -> dict:
         if path.stat().st_size != want["bytes"] or (contents and sha256_file(path) != want["sha256"]):
             raise DamagedError(f"{path} is damaged: its bytes are not those that were written.")
     return m["facts"]
+
+# %% ../nbs/03_artifacts.ipynb #4968fc8c
+def check_results(out) -> None:
+    "Raises `DamagedError` if a finished run's results are not what was written; says nothing of a run that is not finished."
+    if not (Path(out) / MANIFEST).exists(): return
+    try: check_manifest(out)
+    except DamagedError as e: raise DamagedError(f"{e} The members stand for themselves: `gesture-nb train --out {out}` writes the results anew.") from None
 
 # %% ../nbs/03_artifacts.ipynb #f4fa30a7
 @contextmanager

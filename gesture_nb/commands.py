@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .app import Outcome, Reporter, score_lines, session
-from .artifacts import atomic_path, read_json, write_json
+from .artifacts import atomic_path, check_results, read_json, write_json
 from .config import UserError, fixed_weights, read_settings
 
 # %% ../nbs/81_commands.ipynb #503482f7
@@ -33,6 +33,7 @@ def read_oof(out) -> dict:
     import pyarrow.parquet as pq
     path = Path(out) / "oof.parquet"
     if not path.exists(): raise UserError(f"{out} holds no finished run: there is no oof.parquet. Train one with `gesture-nb train --out {out}`.")
+    check_results(out)
     t = pq.read_table(path)
     wide = lambda c: np.asarray(c.combine_chunks().flatten(), np.float32).reshape(len(t), -1)
     return {n: wide(t[n]) if n.startswith("p_") else t[n].to_numpy(zero_copy_only=False) for n in t.column_names}

@@ -113,7 +113,7 @@ def features_of(table, settings, reporter, source) -> tuple:
     "(frames, summaries) of a table, from the store where they are current."
     from gesture_nb.features.store import load_or_build, load_or_build_summaries
     folder = store_folder(settings)
-    frames = load_or_build(table, folder, settings, reporter, source=source)
+    frames = load_or_build(table, folder, settings, reporter, source=source, verify=True)
     return frames, load_or_build_summaries(frames, folder, settings, reporter, source=source)
 
 # %% ../../nbs/52_training.run.ipynb #39cd8307
