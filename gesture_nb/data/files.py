@@ -90,7 +90,7 @@ def _first_bad(path: Path, header: list, k: int = None):
 # %% ../../nbs/12_data.files.ipynb #8f073752
 def csv_trouble(path: Path, header: list, e: Exception) -> UserError:
     "The sentence for what PyArrow said about a CSV file."
-    place, m = Place(path, True), re.search(r"In CSV column #(\d+): CSV conversion error to \w+: invalid value", str(e))
+    place, m = Place(path, True), re.search(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to \w+: invalid value", str(e))
     try: bad = _first_bad(path, header, int(m[1]) if m else None)
     except (OSError, EOFError, csv.Error) as again: bad, e = None, again
     if bad is None: return place.error(f"it cannot be read as CSV ({str(e).splitlines()[0][:200]})", todo="Check the file, or write it again.")
