@@ -59,10 +59,10 @@ class Problem:
     def folds(self): return int(self.fold.max()) + 1
 
 # %% ../../nbs/52_training.run.ipynb #c34d21ce
-def batch_of(p: Problem, index, labelled: bool = True) -> Batch:
-    "The sequences `index` as a batch; without labels for those that are to be predicted."
+def batch_of(p: Problem, index, labelled: bool = True, frames: FrameFeatures = None) -> Batch:
+    "The sequences `index` as a batch; without labels for those that are to be predicted; with other `frames` than the problem's, if wanted."
     index = np.asarray(index, np.int64)
-    return Batch(p.frames, index, p.classes, p.y[index] if labelled else None, p.subjects[index], p.summaries,
+    return Batch(p.frames if frames is None else frames, index, p.classes, p.y[index] if labelled else None, p.subjects[index], p.summaries if frames is None else None,
                  {k: v[index] for k, v in p.aux.items()} if labelled else {})
 
 # %% ../../nbs/52_training.run.ipynb #d0118c8d
