@@ -17,7 +17,7 @@ from ..evaluation.decode import follows_design
 from ..evaluation.metric import METRICS, resampled, subject_counts
 from .evaluate import finished_units, metrics_for
 from .plan import outlook
-from .run import Problem, kept_answers, train
+from .run import Problem, kept_answers, load_problem, train
 from .verdict import draw
 
 # %% ../../nbs/54_training.ablate.ipynb #f6fe4fbc
@@ -35,7 +35,7 @@ def levers_of(p: Problem, settings) -> tuple:
     members = active_members(settings)
     trained = [k for k in LEVERS if k not in settings.without and touched(k, p, members)]
     after = [k for k in AFTERWARDS if (k != "assignment" or follows_design(p.subjects, p.y, p.classes)) and (k != "weights" or len(members) > 1)]
-    return (*trained, *after, *(members if len(members) > 1 else ()))
+    return (*trained, *(("flip",) if p.repairs else ()), *after, *(members if len(members) > 1 else ()))
 
 def chosen_levers(said: str, known) -> tuple:
     "The levers of a list such as 'mixup,ema'; all that are known for 'all'. A wrong name is refused."
@@ -49,9 +49,11 @@ def chosen_levers(said: str, known) -> tuple:
 # %% ../../nbs/54_training.ablate.ipynb #9fa79590
 def told_without(lever: str, p: Problem, settings, told: list, reporter) -> list:
     "The members' answers after training again without the lever, in `ablations/<lever>` of the run."
-    members = touched(lever, p, active_members(settings))
-    own = with_settings(settings, without=(*settings.without, lever), members=members, output_path=settings.output_path / "ablations" / lever,
+    if lever == "flip": members, how = active_members(settings), {"flip": "off"}
+    else: members, how = touched(lever, p, active_members(settings)), {"without": (*settings.without, lever)}
+    own = with_settings(settings, **how, members=members, output_path=settings.output_path / "ablations" / lever,
                         feature_store=settings.feature_store or settings.output_path / "features", **{f"w_{m}": None for m in active_members(settings)})
+    if lever == "flip": p = load_problem(own, reporter)
     train(own, reporter, p)
     return [(m, a) for m, a in told if m not in members] + kept_answers(finished_units(own, p))
 
@@ -80,7 +82,7 @@ def effect(p: Problem, on, off, seed: int = 0, rounds: int = 1000) -> dict:
 def foreseen(p: Problem, settings, levers, done: dict) -> str:
     "What the trainings will take, in one sentence; `done` maps the run's units to their seconds."
     mean = lambda m: np.mean([s for u, s in done.items() if u.member == m] or [0.0])
-    often = {m: sum(m in touched(k, p, active_members(settings)) for k in levers if k in LEVERS) * p.folds for m in active_members(settings)}
+    often = {m: sum(k == "flip" or m in touched(k, p, active_members(settings)) for k in levers if k in (*LEVERS, "flip")) * p.folds for m in active_members(settings)}
     return outlook({m: (n, float(mean(m))) for m, n in often.items() if n}) if any(often.values()) else "Nothing has to be trained for these levers."
 
 def ablate(settings, p: Problem, said: str, reporter) -> dict:

@@ -18,6 +18,7 @@ from ..evaluation.metric import METRICS, accuracy_of, f1_of, is_competition, mac
 from ..schema import GROUPS, sensor_of
 from .decision import fold_answers, read_decision
 from .ensemble import blend
+from .repair import repaired_as_held_out
 from .run import MATHEMATICS, Problem, batch_of, kept_answers, member_class, units_of
 from .verdict import arrival, heads_told, likeliest_of, out_of_fold
 
@@ -49,10 +50,12 @@ def finished_units(settings, p: Problem) -> list:
     for u in units: check_manifest(u.folder)
     return units
 
-def asked_again(p: Problem, units: list, groups, reporter=None) -> list:
+def asked_again(p: Problem, units: list, groups, seed: int = 0, reporter=None) -> list:
     "(member, {'index', 'proba', 'head.…'}) of all units, each for its own fold, without the sensors `groups`."
     from gesture_nb.features.frames import FrameSettings, frame_features
-    frames, told = frame_features(silenced(p.table, groups), FrameSettings(channels=p.table.names)), []
+    table, told = silenced(p.table, groups), []
+    if p.repairs: table = repaired_as_held_out(table, p.repairs, p.fold, arrival(len(p.y), seed))
+    frames = frame_features(table, FrameSettings(channels=p.table.names))
     for u in units:
         held = np.flatnonzero(p.fold == u.fold)
         assert_disjoint(p.subjects, p.fold != u.fold, held)
@@ -112,7 +115,7 @@ def evaluate(settings, p: Problem, kept: dict, reporter, orders: int = 20) -> di
     arrivals, told = [arrival(n, settings.seed), *random_orders(n, orders, settings.seed)], {"all": kept_answers(units)}
     with reporter.task("Asking the members without some sensors", total=len(units) * (len(scenarios) - 1), unit="unit") as t:
         for name, groups in scenarios.items():
-            if groups: told[name] = asked_again(p, units, groups, t)
+            if groups: told[name] = asked_again(p, units, groups, settings.seed, t)
     if "imu" in told: told["half"] = mixed(told["all"], told["imu"], imu_half(n, settings.seed))
     out, names = {}, [k for k in TITLES if k in told]
     with reporter.task("Drawing people again", total=len(names), unit="scenario") as t:

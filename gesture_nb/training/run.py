@@ -28,7 +28,8 @@ from ..data.frames import FrameFeatures
 from ..data.sequences import SequenceTable
 from ..models.member import Batch
 from ..schema import OPENINGS, ORIENTATIONS
-from .verdict import Verdict, draw, heads_told, judged, likeliest_of
+from .repair import Repairs, extended, find_repairs, repairs_wanted
+from .verdict import Verdict, arrival, draw, heads_told, judged, likeliest_of
 
 # %% ../../nbs/52_training.run.ipynb #293a20db
 CLASSES = {"lgbm": "gesture_nb.models.lgbm:LgbmMember", "torch": "gesture_nb.models.torch_net:TorchMember",
@@ -52,6 +53,8 @@ class Problem:
     fold: np.ndarray     # int64 [n], 0 … folds-1
     source: str          # fingerprint of the data's bytes
     aux: dict = field(default_factory=dict)  # further labels for extra heads
+    repairs: Repairs = None                  # turned devices, if they are looked for
+    place: np.ndarray = None                 # int64 [folds, n]: where `frames` has each sequence while a fold is held out; None: in the table's order
 
     @property
     def subjects(self): return self.table.meta["subject"]
@@ -59,11 +62,17 @@ class Problem:
     def folds(self): return int(self.fold.max()) + 1
 
 # %% ../../nbs/52_training.run.ipynb #c34d21ce
-def batch_of(p: Problem, index, labelled: bool = True, frames: FrameFeatures = None) -> Batch:
-    "The sequences `index` as a batch; without labels for those that are to be predicted; with other `frames` than the problem's, if wanted."
+def batch_of(
+    p: Problem,
+    index,                       # which sequences of the table
+    labelled: bool = True,       # not for those that are to be predicted
+    fold: int = 0,               # the fold that is held out
+    frames: FrameFeatures = None,# in place of the problem's own
+) -> Batch:
+    "The sequences `index` as a batch."
     index = np.asarray(index, np.int64)
-    return Batch(p.frames if frames is None else frames, index, p.classes, p.y[index] if labelled else None, p.subjects[index], p.summaries if frames is None else None,
-                 {k: v[index] for k, v in p.aux.items()} if labelled else {})
+    frames, summaries, at = (p.frames, p.summaries, index if p.place is None else p.place[fold][index]) if frames is None else (frames, None, index)
+    return Batch(frames, at, p.classes, p.y[index] if labelled else None, p.subjects[index], summaries, {k: v[index] for k, v in p.aux.items()} if labelled else {})
 
 # %% ../../nbs/52_training.run.ipynb #d0118c8d
 def extra_labels(table: SequenceTable) -> dict:
@@ -91,8 +100,11 @@ def load_problem(settings: Settings, reporter) -> Problem:
     fold = make_folds(table.meta["subject"], y, settings.folds, settings.seed, given=given_folds(table, settings))
     reporter.say(f"{table!r}, {len(classes)} gestures, {fold.max() + 1} folds by subject")
     for warning in fold_warnings(table.meta["subject"], y, fold, classes): reporter.say(warning)
-    frames, summaries = features_of(table, settings, reporter, source)
-    return Problem(table, frames, summaries, tuple(classes.tolist()), y.astype(np.int64), fold, source, extra_labels(table))
+    repairs = find_repairs(table, fold, arrival(len(table), settings.seed)) if repairs_wanted(settings.flip, table, y, fold, classes) else None
+    whole, place = extended(table, repairs.turned) if repairs else (table, None)
+    if repairs: reporter.say(f"Devices worn upside down: {len(np.unique(table.meta['subject'][place.max(0) >= len(table)]))} of {len(np.unique(table.meta['subject']))} people; their recordings are turned back")
+    frames, summaries = features_of(whole, settings, reporter, source if whole is table else fingerprint(source, place))
+    return Problem(table, frames, summaries, tuple(classes.tolist()), y.astype(np.int64), fold, source, extra_labels(table), repairs, place)
 
 # %% ../../nbs/52_training.run.ipynb #436fdb5a
 def given_folds(table: SequenceTable, settings: Settings):
@@ -118,7 +130,7 @@ MATHEMATICS = ("preset", "seed", "epochs", "batch_size", "boosting_rounds")
 
 def identity(p: Problem, settings: Settings) -> dict:
     "Everything that a unit's result depends on, by the name of the setting that changes it."
-    facts = {k: getattr(settings, k) for k in MATHEMATICS} | ({"without": settings.without} if settings.without else {})
+    facts = {k: getattr(settings, k) for k in MATHEMATICS} | ({"without": settings.without} if settings.without else {}) | ({"flip": fingerprint(p.place)} if p.repairs else {})
     return facts | {"data": p.source, "folds": fingerprint(p.fold, list(p.subjects)), "classes": fingerprint(list(p.classes)),
                     "features": fingerprint(list(p.frames.names), list(p.summaries[1]), feature_version())}
 
@@ -171,8 +183,9 @@ def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter)
     "Trains one member without one fold, answers that fold, and keeps both; returns the facts of its manifest."
     from gesture_nb.evaluation.folds import assert_disjoint, inner_split
     from gesture_nb.training.checkpoint import FolderCheckpoint
-    train, held = batch_of(p, np.flatnonzero(p.fold != unit.fold)), batch_of(p, np.flatnonzero(p.fold == unit.fold), labelled=False)
-    assert_disjoint(p.subjects, train.index, held.index)
+    known, asked = np.flatnonzero(p.fold != unit.fold), np.flatnonzero(p.fold == unit.fold)
+    assert_disjoint(p.subjects, known, asked)
+    train, held = batch_of(p, known, fold=unit.fold), batch_of(p, asked, labelled=False, fold=unit.fold)
     inner = inner_split(train.subjects, train.y, settings.seed + unit.fold)
     member, start = member_class(unit.member)(settings, settings.seed, unit.fold), time.monotonic()
     facts = {"member": unit.member, "fold": unit.fold, "identity": unit_identity(base, member, train)}
@@ -183,7 +196,7 @@ def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter)
     facts["seconds"] = round(time.monotonic() - start, 3)
     with atomic_folder(unit.folder, facts) as tmp:
         member.save(tmp)
-        write_arrays(tmp / "oof.safetensors", {"index": held.index, **told})
+        write_arrays(tmp / "oof.safetensors", {"index": asked, **told})
         write_json(tmp / "history.json", history or {})
     return facts
 
@@ -307,7 +320,7 @@ def write_results(p: Problem, settings: Settings, done: dict, base: dict) -> dic
     "Writes config.json, oof.parquet, ensemble.json and metrics.json, in this order; returns the metrics."
     out = settings.output_path
     v = draw(p, settings, kept_answers(done))
-    metrics, blend = metrics_of(p, v, done), v.blend | {"channels": list(p.table.names), "rate_hz": typical_rate(p.table)}
+    metrics, blend = metrics_of(p, v, done), v.blend | {"channels": list(p.table.names), "rate_hz": typical_rate(p.table)} | ({"flip": p.repairs.as_json()} if p.repairs else {})
     write_json(out / "config.json", {"settings": as_json(settings), "versions": versions(), "identity": base})
     write_oof(out / "oof.parquet", p, v)
     write_json(out / "ensemble.json", blend | {"digest": fingerprint(blend)})
