@@ -9,7 +9,7 @@ __all__ = ['TITLES', 'scenarios_of', 'silenced', 'imu_half', 'finished_units', '
 # %% ../../nbs/53_training.evaluate.ipynb #884b109d
 import numpy as np
 
-from ..config import MEMBERS, UserError, active_members, read_settings
+from ..config import MEMBERS, UserError, active_members
 from ..artifacts import MANIFEST, check_manifest, read_json
 from ..data.sequences import SequenceTable
 from ..evaluation.decode import random_orders
@@ -100,13 +100,13 @@ def summary(p: Problem, answers, seed: int = 0, rounds: int = 1000) -> dict:
     return out
 
 # %% ../../nbs/53_training.evaluate.ipynb #92753d78
-def run_settings(out, **overrides):
-    "The settings of the finished run in `out`, as far as they decide what was learned and answered; `overrides` come first."
-    path = out / "config.json"
-    if not path.exists(): raise UserError(f"{out} holds no finished run: there is no config.json. Train one with `gesture-nb train --out {out}`.")
+def run_settings(folder, **overrides) -> dict:
+    "The settings of the finished run in `folder`, as far as they decide what was learned and answered; `overrides` come first."
+    path = folder / "config.json"
+    if not path.exists(): raise UserError(f"{folder} holds no finished run: there is no config.json. Train one with `gesture-nb train --out {folder}`.")
     wanted = (*MATHEMATICS, "data", "folds", "fold_column", "members", "decision", "flip", "without", *(f"w_{m}" for m in MEMBERS))
     kept = {k: v for k, v in read_json(path)["settings"].items() if k in wanted and v not in (None, [])}
-    return kept | overrides | {"out": out}
+    return kept | overrides | {"output_path": folder}
 
 # %% ../../nbs/53_training.evaluate.ipynb #609c6f8f
 def evaluate(settings, p: Problem, kept: dict, reporter, orders: int = 20) -> dict:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CLASSES', 'MATHEMATICS', 'LIBRARIES', 'member_class', 'Problem', 'batch_of', 'extra_labels', 'load_problem',
            'given_folds', 'store_folder', 'features_of', 'identity', 'feature_version', 'unit_identity', 'as_kept',
-           'differences', 'refuse_if_changed', 'Unit', 'units_of', 'finished', 'train_unit', 'refuse_other_checkpoint',
-           'settle', 'exchange', 'training_folder', 'Deadline', 'forecast', 'train_units', 'kept_answers', 'metrics_of',
-           'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
+           'differences', 'refuse_if_changed', 'Unit', 'units_of', 'finished', 'assert_no_leak', 'train_unit',
+           'refuse_other_checkpoint', 'settle', 'exchange', 'training_folder', 'Deadline', 'forecast', 'train_units',
+           'kept_answers', 'metrics_of', 'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
 
 # %% ../../nbs/52_training.run.ipynb #d1311f69
 import importlib
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import MANIFEST, DamagedError, atomic_folder, atomic_path, check_manifest, fingerprint, read_arrays, read_json, sweep, write_arrays, write_json
-from ..config import MEMBERS, Settings, UserError, active_members, as_json, fixed_weights
+from ..config import MEMBERS, Settings, UserError, active_members, as_json
 from ..data.frames import FrameFeatures
 from ..data.sequences import SequenceTable
 from ..models.member import Batch
@@ -179,14 +179,21 @@ def finished(unit: Unit, contents: bool = True) -> dict:
     "The facts of a finished unit; None where it is not finished. Raises `DamagedError` if its files are not what was written."
     return check_manifest(unit.folder, contents) if (unit.folder / MANIFEST).exists() else None
 
+def assert_no_leak(train: Batch, held: Batch, inner: tuple) -> None:
+    "Raises `LeakError` if a person is fitted and judged: by the fold, or by the inner split (unless only one person is there to learn from)."
+    from gesture_nb.evaluation.folds import assert_disjoint
+    both = np.concatenate([train.subjects, held.subjects])
+    assert_disjoint(both, np.arange(len(train)), len(train) + np.arange(len(held)))
+    if len(np.unique(train.subjects)) > 1: assert_disjoint(train.subjects, *inner, "the inner split")
+
 def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter) -> dict:
     "Trains one member without one fold, answers that fold, and keeps both; returns the facts of its manifest."
-    from gesture_nb.evaluation.folds import assert_disjoint, inner_split
+    from gesture_nb.evaluation.folds import inner_split
     from gesture_nb.training.checkpoint import FolderCheckpoint
-    known, asked = np.flatnonzero(p.fold != unit.fold), np.flatnonzero(p.fold == unit.fold)
-    assert_disjoint(p.subjects, known, asked)
-    train, held = batch_of(p, known, fold=unit.fold), batch_of(p, asked, labelled=False, fold=unit.fold)
+    asked = np.flatnonzero(p.fold == unit.fold)
+    train, held = batch_of(p, np.flatnonzero(p.fold != unit.fold), fold=unit.fold), batch_of(p, asked, labelled=False, fold=unit.fold)
     inner = inner_split(train.subjects, train.y, settings.seed + unit.fold)
+    assert_no_leak(train, held, inner)
     member, start = member_class(unit.member)(settings, settings.seed, unit.fold), time.monotonic()
     facts = {"member": unit.member, "fold": unit.fold, "identity": unit_identity(base, member, train)}
     checkpoint = FolderCheckpoint(unit.folder / "checkpoint")
