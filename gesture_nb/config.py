@@ -93,7 +93,7 @@ class Settings:
     "All settings of a run. Build it with `Settings.read`, which checks every value."
     data: str = _setting("spar", _text, "spar, sim, a competition folder, or a tidy Parquet/CSV file")
     output_path: Path = _setting(Path("out"), _path, "the run folder")
-    members: tuple = _setting(("lgbm", "torch", "keras"), _names, "which members take part")
+    members: tuple = _setting(("lgbm", "torch", "keras", "rocket"), _names, "which members take part")
     folds: int = _setting(5, _integer(2), "how many folds, always disjoint by subject")
     fold_column: str = _setting(None, _text, "a column that names each sequence's fold")
     preset: str = _setting("fast", _choice(*PRESETS), "fast (minutes on two cores) or full (hours on a GPU)")
@@ -152,7 +152,8 @@ def read_settings(
 # %% ../nbs/00_config.ipynb #ab20b5ed
 def fixed_weights(s: Settings) -> dict:
     "The weights that were set, by member; empty when all are to be found."
-    return {m: getattr(s, f"w_{m}") for m in MEMBERS if getattr(s, f"w_{m}") is not None}
+    said = {m: getattr(s, f"w_{m}") for m in MEMBERS if getattr(s, f"w_{m}") is not None}
+    return said | {"rocket": 0.0} if s.members == Settings.members and set(said) == set(MEMBERS) - {"rocket"} else said
 
 def active_members(s: Settings) -> tuple:
     "Members that take part: those of `members` whose weight is not 0."

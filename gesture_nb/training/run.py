@@ -6,8 +6,8 @@
 __all__ = ['CLASSES', 'MATHEMATICS', 'LIBRARIES', 'member_class', 'Problem', 'batch_of', 'extra_labels', 'load_problem',
            'given_folds', 'store_folder', 'features_of', 'identity', 'feature_version', 'unit_identity', 'as_kept',
            'differences', 'refuse_if_changed', 'Unit', 'units_of', 'finished', 'train_unit', 'refuse_other_checkpoint',
-           'settle', 'exchange', 'training_folder', 'Deadline', 'train_units', 'out_of_fold', 'results', 'judged',
-           'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
+           'settle', 'exchange', 'training_folder', 'Deadline', 'fold_choices', 'train_units', 'out_of_fold', 'results',
+           'judged', 'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
 
 # %% ../../nbs/52_training.run.ipynb #d1311f69
 import importlib
@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class Problem:
     fold: np.ndarray     # int64 [n], 0 … folds-1
     source: str          # fingerprint of the data's bytes
     aux: dict = field(default_factory=dict)  # further labels for extra heads
+    said: dict = field(default_factory=dict) # fold → `Choices` of its training people, once they were asked
 
     @property
     def subjects(self): return self.table.meta["subject"]
@@ -168,6 +169,7 @@ def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter)
     from gesture_nb.training.checkpoint import FolderCheckpoint
     train, held = batch_of(p, np.flatnonzero(p.fold != unit.fold)), batch_of(p, np.flatnonzero(p.fold == unit.fold), labelled=False)
     assert_disjoint(p.subjects, train.index, held.index)
+    train = replace(train, choices=fold_choices(p, train, unit.fold, settings, reporter))
     inner = inner_split(train.subjects, train.y, settings.seed + unit.fold)
     member, start = member_class(unit.member)(settings, settings.seed, unit.fold), time.monotonic()
     facts = {"member": unit.member, "fold": unit.fold, "identity": unit_identity(base, member, train)}
@@ -227,6 +229,16 @@ class Deadline:
         self.slowest = {}
     def note(self, unit: Unit, seconds: float) -> None: self.slowest[unit.member] = max(seconds, self.slowest.get(unit.member, 0.0))
     def fits(self, unit: Unit) -> bool: return self.end is None or time.monotonic() + 1.1 * self.slowest.get(unit.member, 0.0) < self.end
+
+# %% ../../nbs/52_training.run.ipynb #a51c2002
+def fold_choices(p: Problem, train: Batch, fold: int, settings: Settings, reporter):
+    "What the training people of a fold say, asked once a process."
+    from gesture_nb.models.choices import find_choices
+    if fold not in p.said:
+        with reporter.task(f"Asking the training people of fold {fold + 1}", total=1, unit="fold") as t: p.said[fold] = c = find_choices(train, settings.seed); t.advance()
+        reporter.say(f"Fold {fold + 1}: sequences are seen by " + ("their lengths" if c.view is None else f"their {c.view}" if c.view == "tail" else "resampling")
+                     + (f", and each may stand for the other hand's (mirrored in {c.mirror})" if c.mirror else ", as they were recorded"))
+    return p.said[fold]
 
 # %% ../../nbs/52_training.run.ipynb #b1eac9c9
 def train_units(p: Problem, settings: Settings, folder: Path, base: dict, reporter) -> dict:
