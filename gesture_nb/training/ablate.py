@@ -7,12 +7,12 @@ __all__ = ['AFTERWARDS', 'touched', 'levers_of', 'chosen_levers', 'told_without'
            'ablation_lines']
 
 # %% ../../nbs/54_training.ablate.ipynb #9bc62dab
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ..artifacts import check_manifest
-from ..config import LEVERS, UserError, active_members, suggestion, with_settings
+from ..config import LEVERS, MEMBERS, UserError, active_members, suggestion, with_settings
 from ..evaluation.decode import follows_design
 from ..evaluation.metric import METRICS, resampled, subject_counts
 from .evaluate import finished_units, metrics_for
@@ -25,10 +25,9 @@ AFTERWARDS = ("calibration", "weights", "expected_f1", "assignment")   # need no
 
 def touched(lever: str, p: Problem, members) -> tuple:
     "The members that a lever of the training concerns."
-    from gesture_nb.features.augment import Augment
-    known = {f.name for f in fields(Augment)} | {"ema", "aux_weight"}
-    if not known & set(LEVERS[lever]) or (lever == "heads" and not p.aux): return ()
-    return tuple(m for m in (("torch",) if lever == "heads" else ("torch", "keras")) if m in members)
+    if lever == "heads" and not p.aux: return ()
+    some = {"heads": ("torch",), "view": ("torch", "keras", "rocket"), "mirror": MEMBERS}.get(lever, ("torch", "keras"))
+    return tuple(m for m in some if m in members)
 
 def levers_of(p: Problem, settings) -> tuple:
     "All levers that this run has."

@@ -6,8 +6,9 @@
 __all__ = ['CLASSES', 'MATHEMATICS', 'LIBRARIES', 'member_class', 'Problem', 'batch_of', 'extra_labels', 'load_problem',
            'given_folds', 'store_folder', 'features_of', 'identity', 'feature_version', 'unit_identity', 'as_kept',
            'differences', 'refuse_if_changed', 'Unit', 'units_of', 'finished', 'assert_no_leak', 'train_unit',
-           'refuse_other_checkpoint', 'settle', 'exchange', 'training_folder', 'Deadline', 'forecast', 'train_units',
-           'kept_answers', 'metrics_of', 'write_oof', 'versions', 'typical_rate', 'write_results', 'train']
+           'refuse_other_checkpoint', 'settle', 'exchange', 'training_folder', 'Deadline', 'forecast', 'fold_choices',
+           'train_units', 'kept_answers', 'metrics_of', 'write_oof', 'versions', 'typical_rate', 'write_results',
+           'train']
 
 # %% ../../nbs/52_training.run.ipynb #d1311f69
 import importlib
@@ -16,14 +17,14 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from ..artifacts import MANIFEST, DamagedError, atomic_folder, atomic_path, check_manifest, fingerprint, read_arrays, read_json, sweep, write_arrays, write_json
-from ..config import MEMBERS, Settings, UserError, active_members, as_json
+from ..config import MEMBERS, Settings, UserError, active_members, as_json, switched_off
 from ..data.frames import FrameFeatures
 from ..data.sequences import SequenceTable
 from ..models.member import Batch
@@ -55,6 +56,7 @@ class Problem:
     aux: dict = field(default_factory=dict)  # further labels for extra heads
     repairs: Repairs = None                  # turned devices, if they are looked for
     place: np.ndarray = None                 # int64 [folds, n]: where `frames` has each sequence while a fold is held out; None: in the table's order
+    said: dict = field(default_factory=dict) # fold → `Choices` of its training people, once they were asked
 
     @property
     def subjects(self): return self.table.meta["subject"]
@@ -192,6 +194,7 @@ def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter)
     from gesture_nb.training.checkpoint import FolderCheckpoint
     asked = np.flatnonzero(p.fold == unit.fold)
     train, held = batch_of(p, np.flatnonzero(p.fold != unit.fold), fold=unit.fold), batch_of(p, asked, labelled=False, fold=unit.fold)
+    train = replace(train, choices=switched_off(fold_choices(p, train, unit.fold, settings, reporter), settings.without))
     inner = inner_split(train.subjects, train.y, settings.seed + unit.fold)
     assert_no_leak(train, held, inner)
     member, start = member_class(unit.member)(settings, settings.seed, unit.fold), time.monotonic()
@@ -261,6 +264,16 @@ def forecast(p: Problem, settings: Settings, units: list) -> str:
     train, pace = batch_of(p, np.flatnonzero(p.fold != 0)), max(1.0, probe() / PROBE)
     each = lambda m: estimate(m, member_class(m)(settings, settings.seed, 0).recipe(train), size_of(train), settings.preset, pace)
     return outlook({m: (todo.count(m), each(m)) for m in dict.fromkeys(todo)}, settings.time_limit_hours) if todo else ""
+
+# %% ../../nbs/52_training.run.ipynb #a51c2002
+def fold_choices(p: Problem, train: Batch, fold: int, settings: Settings, reporter):
+    "What the training people of a fold say, asked once a process."
+    from gesture_nb.models.choices import find_choices
+    if fold not in p.said:
+        with reporter.task(f"Asking the training people of fold {fold + 1}", total=1, unit="fold") as t: p.said[fold] = c = find_choices(train, settings.seed); t.advance()
+        reporter.say(f"Fold {fold + 1}: sequences are seen by " + ("their lengths" if c.view is None else f"their {c.view}" if c.view == "tail" else "resampling")
+                     + (f", and each may stand for the other hand's (mirrored in {c.mirror})" if c.mirror else ", as they were recorded"))
+    return p.said[fold]
 
 # %% ../../nbs/52_training.run.ipynb #b1eac9c9
 def train_units(p: Problem, settings: Settings, folder: Path, base: dict, reporter) -> dict:
