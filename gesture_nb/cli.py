@@ -50,9 +50,9 @@ def features(args):
 
 # %% ../nbs/89_cli.ipynb #e919437d
 def evaluate(args):
-    "Score a finished run with intervals over subjects."
+    "Score a finished run with and without some sensors, by class and person."
     from gesture_nb.commands import evaluate
-    evaluate(**settings_from(args))
+    evaluate(args.ablate, **settings_from(args))
 
 def predict(args):
     "Answer every sequence of a file."
@@ -112,7 +112,10 @@ def _kaggle_options(p):
     p.add_argument("--user", default="me", help="your Kaggle user name")
     p.add_argument("--mode", choices=("serve", "train"), default="serve", help="serve the run's members, or train on Kaggle")
 
-EXTRA = {"predict": _predict_options, "simulate": _simulate_options, "kaggle": _kaggle_options}
+def _evaluate_options(p):
+    p.add_argument("--ablate", nargs="?", const="all", metavar="LEVERS", help="also train again without each lever, or without those named (mixup,ema,…), and say what it is worth")
+
+EXTRA = {"predict": _predict_options, "evaluate": _evaluate_options, "simulate": _simulate_options, "kaggle": _kaggle_options}
 
 # %% ../nbs/89_cli.ipynb #84bf1b1c
 def with_command(argv) -> list:

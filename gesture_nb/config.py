@@ -99,7 +99,7 @@ class Settings:
     "All settings of a run. Build it with `Settings.read`, which checks every value."
     data: str = _setting("spar", _text, "spar, sim, a competition folder, or a tidy Parquet/CSV file")
     output_path: Path = _setting(Path("out"), _path, "the run folder")
-    members: tuple = _setting(("lgbm", "torch", "keras"), _names, "which members take part")
+    members: tuple = _setting(("lgbm", "torch", "keras", "rocket"), _names, "which members take part")
     folds: int = _setting(5, _integer(2), "how many folds, always disjoint by subject")
     fold_column: str = _setting(None, _text, "a column that names each sequence's fold")
     preset: str = _setting("fast", _choice(*PRESETS), "fast (minutes on two cores) or full (hours on a GPU)")
@@ -138,13 +138,14 @@ ENV = {name: (name if name.startswith(("dl_", "log_", "print_", "feature_", "hea
 
 # %% ../nbs/00_config.ipynb #37ebe6b9
 LEVERS = {"mixup": ("mixup",), "cutmix": ("cutmix",), "stretch": ("stretch",), "shift": ("shift",), "turn": ("turn",), "heading": ("heading",),
-          "scale": ("scale",), "noise": ("noise",), "drop": ("drop", "drop_one"), "mirror": ("mirror",), "ema": ("ema",), "heads": ("aux_weight",)}
+          "scale": ("scale",), "noise": ("noise",), "drop": ("drop", "drop_one"), "mirror": ("mirror",), "view": ("view",), "ema": ("ema",), "heads": ("aux_weight",)}
 
 def switched_off(record, without):
     "A copy of a dataclass, and of those in it, in which the levers `without` do nothing; levers that it does not have leave it as it is."
     out = {f for lever in without for f in LEVERS[lever]}
     inner = {f.name: switched_off(v, without) for f in fields(record) if is_dataclass(v := getattr(record, f.name))}
-    return replace(record, **inner | {f.name: type(getattr(record, f.name))() for f in fields(record) if f.name in out})
+    neutral = lambda f: None if f.default is None else type(getattr(record, f.name))()
+    return replace(record, **inner | {f.name: neutral(f) for f in fields(record) if f.name in out})
 
 # %% ../nbs/00_config.ipynb #3a6fad8f
 def _parse(name: str, value, said: str):
@@ -171,7 +172,8 @@ def read_settings(
 # %% ../nbs/00_config.ipynb #ab20b5ed
 def fixed_weights(s: Settings) -> dict:
     "The weights that were set, by member; empty when all are to be found."
-    return {m: getattr(s, f"w_{m}") for m in MEMBERS if getattr(s, f"w_{m}") is not None}
+    said = {m: getattr(s, f"w_{m}") for m in MEMBERS if getattr(s, f"w_{m}") is not None}
+    return said | {"rocket": 0.0} if s.members == Settings.members and set(said) == set(MEMBERS) - {"rocket"} else said
 
 def active_members(s: Settings) -> tuple:
     "Members that take part: those of `members` whose weight is not 0."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'positions_of', 'confusion_counts', 'f1_of', 'macro_f1_of', 'accuracy_of', 'parts_of', 'score_of',
-           'competition_score', 'score_submission', 'is_competition', 'scores', 'subject_counts', 'bootstrap_interval']
+           'competition_score', 'score_submission', 'is_competition', 'scores', 'subject_counts', 'resampled',
+           'bootstrap_interval']
 
 # %% ../../nbs/30_evaluation.metric.ipynb #1be64dce
 import numpy as np
@@ -133,6 +134,11 @@ def subject_counts(y_true, y_pred, subjects, classes) -> np.ndarray:
     if len(who) != len(t): raise UserError(f"There are {len(who)} subjects for {len(t)} labels.")
     return np.bincount((who * c + t) * c + p, minlength=len(names) * c * c).reshape(-1, c, c)
 
+def resampled(people, rounds: int = 1000, seed: int = 0) -> np.ndarray:
+    "int64 `[rounds, C, C]`: counts summed over people who were drawn anew, from each person's `[people, C, C]`."
+    drawn = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), size=rounds)
+    return (drawn @ people.reshape(len(people), -1)).reshape(rounds, *people.shape[1:])
+
 # %% ../../nbs/30_evaluation.metric.ipynb #07de2efa
 def bootstrap_interval(
     y_true, y_pred,            # [n] names or positions
@@ -146,8 +152,6 @@ def bootstrap_interval(
     "The metric's value, and low and high: the middle `level` of it when the people are drawn anew."
     if classes is None: classes = np.unique(np.concatenate([np.asarray(y_true).astype(str), np.asarray(y_pred).astype(str)]))
     people = subject_counts(y_true, y_pred, subjects, classes)
-    drawn = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), size=rounds)
-    counts = (drawn @ people.reshape(len(people), -1)).reshape(rounds, len(classes), -1)
     measure = METRICS[metric] if isinstance(metric, str) else metric
-    low, high = np.quantile(measure(counts, classes), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(measure(resampled(people, rounds, seed), classes), [(1 - level) / 2, (1 + level) / 2])
     return {"value": float(measure(people.sum(0), classes)), "low": float(low), "high": float(high)}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NONE', 'QUATERNION', 'COLUMNS', 'Augment', 'warp', 'triplets_of', 'random_turns', 'matrices', 'product',
-           'positions_of', 'turn', 'heading', 'rescale', 'add_noise', 'sensor_of_feature', 'drop_sensors',
+           'positions_of', 'turn', 'heading', 'mirror', 'rescale', 'add_noise', 'sensor_of_feature', 'drop_sensors',
            'soft_labels', 'beta', 'blend', 'augment']
 
 # %% ../../nbs/24_features.augment.ipynb #f863ac2a
@@ -14,12 +14,16 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
+from .mirror import mirror_map, mirrored_grids
+
 # %% ../../nbs/24_features.augment.ipynb #3b1d5ea2
 @dataclass(frozen=True)
 class Augment:
     "How much of what. `names` and `flags` tell what the batch holds; whoever trains fills them in."
     stretch: float = 0.15     # time runs up to so much faster or slower
     shift: float = 0.1        # … and starts up to such a share of the length later or earlier
+    mirror: float = 0.0       # chance that a sequence is told as the other hand's; on where training people gain by it
+    axis: str = "x"           # of the device along the forearm, for the mirror
     turn: float = 0.15        # rad; deviation of the turn of the device on the wrist
     heading: bool = True      # any compass direction of the world's axes
     scale: float = 0.1        # deviation of the strength of motion
@@ -32,7 +36,7 @@ class Augment:
     names: tuple = ()         # features, as in `FrameFeatures.names`
     flags: tuple = ()         # masks, as in `FrameFeatures.masks`
 
-NONE = Augment(0, 0, 0, False, 0, 0, 0, 0, 0, (), 0)
+NONE = Augment(0, 0, 0, "x", 0, False, 0, 0, 0, 0, 0, (), 0)
 
 # %% ../../nbs/24_features.augment.ipynb #1b295382
 def warp(batch: dict, stretch: float, shift: float, generator) -> dict:
@@ -122,6 +126,16 @@ def heading(batch: dict, names: tuple, generator) -> dict:
         x[:, at] = _starts_positive(product(torch.stack([(angle / 2).cos(), zero, zero, (angle / 2).sin()], 1)[:, :, None], batch["x"][:, at]), batch["mask"])
     return batch | {"x": x}
 
+# %% ../../nbs/24_features.augment.ipynb #a51c1002
+def mirror(batch: dict, names: tuple, flags: tuple, chance: float, axis: str, generator) -> dict:
+    "Some sequences as the other hand would have made them."
+    x, hit = batch["x"], (torch.rand(len(batch["x"]), generator=generator) < chance).to(batch["x"].device)
+    order, sign = mirror_map(names, axis)
+    other = x[:, order] * torch.from_numpy(sign).to(x.device)[:, None]
+    out = batch | {"x": torch.where(hit[:, None, None], other, x), "flags": torch.where(hit[:, None], batch["flags"][:, mirror_map(flags)[0]], batch["flags"])}
+    if "grids" not in batch: return out
+    return out | {"grids": torch.where(hit[:, None, None, None, None], mirrored_grids(batch["grids"], flags, lambda g, axis: g.flip(axis)), batch["grids"])}
+
 # %% ../../nbs/24_features.augment.ipynb #cf2daf27
 def rescale(batch: dict, names: tuple, deviation: float, generator) -> dict:
     "Gyroscope and gravity-free features of each sequence times one factor near 1."
@@ -192,6 +206,7 @@ def augment(
 ) -> dict:
     "The batch changed as `spec` says, with the entries `share` and `partner` of `blend`."
     if spec.stretch or spec.shift: batch = warp(batch, spec.stretch, spec.shift, generator)
+    if spec.mirror: batch = mirror(batch, spec.names, spec.flags, spec.mirror, spec.axis, generator)
     if spec.turn: batch = turn(batch, spec.names, spec.turn, generator)
     if spec.heading: batch = heading(batch, spec.names, generator)
     if spec.scale: batch = rescale(batch, spec.names, spec.scale, generator)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECIPES', 'PARTS', 'hushed', 'load_tensorflow', 'SequenceRecipe', 'plan_of', 'one_cycle', 'NetShape', 'build_net',
            'attended', 'first_weights', 'adam_step', 'soft_loss', 'Engine', 'engine', 'measure', 'filled', 'ready',
-           'first_state', 'pack', 'unpack', 'seed_of', 'class_weights', 'one_torch_thread', 'augmented', 'run_epoch',
-           'KerasMember', 'fit_net', 'fetching']
+           'first_state', 'pack', 'unpack', 'seed_of', 'class_weights', 'augmented', 'run_epoch', 'KerasMember',
+           'fit_net', 'fetching']
 
 # %% ../../nbs/43_models.keras_net.ipynb #f197c10b
 import math
@@ -84,9 +84,9 @@ class SequenceRecipe:
     patches: int = 44             # of a sequence, at most
     heads: int = 4                # ways of attending
     dropout: float = 0.2
-    samples: int = 90_000         # sequences seen in training, all epochs together
-    epochs: tuple = (12, 30)      # … but so many epochs at least and at most
-    batch_size: int = 64          # at most; small sets take smaller batches
+    samples: int = 110_000        # sequences seen in training, all epochs together
+    epochs: tuple = (16, 56)      # … but so many epochs at least and at most
+    batch_size: int = 32          # at most; small sets take smaller batches
     lr: float = 3e-3              # the highest of the schedule
     weight_decay: float = 0.02
     smoothing: float = 0.1        # label smoothing
@@ -267,16 +267,6 @@ def class_weights(y, n: int, balance: float) -> np.ndarray:
     w = (len(y) / n / np.maximum(np.bincount(y, minlength=n), 1)) ** balance
     return (w / w[y].mean()).astype(np.float32)
 
-# %% ../../nbs/43_models.keras_net.ipynb #9b38b5dc
-@contextmanager
-def one_torch_thread():
-    "PyTorch with a single thread inside, as before outside."
-    import torch
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(before)
-
 # %% ../../nbs/43_models.keras_net.ipynb #7e8d0bda
 def augmented(m, batch: dict, seed: int) -> dict:
     "The batch changed at random as `features.augment` does, with soft labels."
@@ -284,11 +274,12 @@ def augmented(m, batch: dict, seed: int) -> dict:
     from gesture_nb.features.augment import Augment, augment, soft_labels
     batch = {k: torch.as_tensor(batch[k]) for k in ("x", "mask", "flags", "y")}
     batch["y"] = soft_labels(batch["y"], len(m.classes))
-    return {k: v.numpy() for k, v in augment(batch, switched_off(Augment(names=m.names, flags=m.flags), m.settings.without), torch.Generator().manual_seed(seed)).items()}
+    return {k: v.numpy() for k, v in augment(batch, switched_off(Augment(names=m.names, flags=m.flags, **m.mirror), m.settings.without), torch.Generator().manual_seed(seed)).items()}
 
 # %% ../../nbs/43_models.keras_net.ipynb #a1cf0bfb
 def run_epoch(m, state: dict, loader, epoch: int, plan: dict, weights, task, inside=(0, 0.0), keep=None) -> tuple:
     "(state, mean loss) after one pass over the loader, of which so many steps with such a sum of losses are done; `keep(state, inside)` now and then."
+    from gesture_nb.models.kernels import one_torch_thread
     loader.sampler.set_epoch(epoch, inside[0])
     run, (first, total), size, saved = engine(m.shape, m.recipe_), inside, plan["batch_size"], time.monotonic()
     task.start_epoch(epoch + 1, first, total / max(first, 1))
@@ -332,7 +323,8 @@ class KerasMember:
         from gesture_nb.data.loaders import choose_view
         f = train.frames
         self.names, self.flags, self.classes = tuple(f.names), tuple(f.masks), tuple(train.classes)
-        self.view, self.scale = choose_view(f.lengths[train.index], f.rate_hz[train.index]), measure(f, train.index)
+        self.view, self.scale = choose_view(f.lengths[train.index], f.rate_hz[train.index], train.choices.view), measure(f, train.index)
+        self.mirror = {"mirror": 0.5, "axis": train.choices.mirror} if train.choices.mirror else {}
         same = {k: getattr(self.recipe_, k) for k in ("width", "layers", "patches", "heads", "dropout")}
         self.shape = NetShape(len(self.names), len(self.flags), self.view.length, len(self.classes), **same)
 

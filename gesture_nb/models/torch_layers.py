@@ -30,9 +30,9 @@ class Preset:
     steps: int = 96                  # time steps after the stems, about
     stem: int = 24                   # channels of each group's stem
     dropout: float = 0.3             # before the last layer
-    epochs: int = 18                 # passes over the training set
-    samples: tuple = (16_000, 200_000)  # … but so many sequences at least and at most, all passes together
-    batch_size: int = 64             # at most; small sets take smaller batches
+    epochs: int = 22                 # passes over the training set
+    samples: tuple = (52_000, 200_000)  # … but so many sequences at least and at most, all passes together
+    batch_size: int = 32             # at most; small sets take smaller batches
     lr: float = 3e-3                 # the highest of the schedule
     weight_decay: float = 0.05
     smoothing: float = 0.1           # label smoothing

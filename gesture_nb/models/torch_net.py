@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['schedule_of', 'class_weights', 'soft_loss', 'total_loss', 'step_seed', 'repeatable', 'fewer_threads', 'Trainer',
-           'half_of', 'arrays_of', 'pack', 'unpack', 'to', 'best_device', 'probabilities', 'TorchMember', 'preset_from',
-           'fit_net', 'run_epochs', 'one_epoch', 'loss_of']
+           'half_of', 'arrays_of', 'pack', 'unpack', 'to', 'best_device', 'probabilities', 'suited', 'TorchMember',
+           'preset_from', 'fit_net', 'run_epochs', 'one_epoch', 'loss_of']
 
 # %% ../../nbs/42_models.torch_net.ipynb #fdc78d5d
 import math
@@ -158,6 +158,12 @@ def probabilities(net, data: SequenceDataset, device, size: int = 256) -> dict:
     with fewer_threads(), torch.inference_mode(): found = [{k: z.double().softmax(1).float().cpu().numpy() for k, z in net(to(data[p], device)).items()} for p in parts]
     return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
 
+# %% ../../nbs/42_models.torch_net.ipynb #a51c1012
+def suited(preset: Preset, choices) -> Preset:
+    "The preset with the view and the mirror that were chosen, unless it names its own."
+    mirror = {"mirror": 0.5, "axis": choices.mirror} if choices.mirror and not preset.augment.mirror else {}
+    return replace(preset, view=preset.view or choices.view, augment=replace(preset.augment, **mirror))
+
 # %% ../../nbs/42_models.torch_net.ipynb #de57c689
 class TorchMember:
     "The convolutional net behind the interface of all members."
@@ -176,6 +182,7 @@ class TorchMember:
 
     def fit(self, train: Batch, *, inner_split=None, reporter, checkpoint=NoCheckpoint()) -> dict:
         "Learns from all of `train` for a number of epochs known beforehand; the averaged weights of the last one are kept."
+        self.preset = suited(self.preset, train.choices)
         self.shape = shape_of(train, self.preset)
         with fewer_threads(), repeatable(step_seed(self.seed, self.fold)): return fit_net(self, train, reporter, checkpoint)
 

@@ -7,7 +7,7 @@ __all__ = ['INK', 'BLUE', 'FOLD_COLOURS', 'STYLE', 'TITLES', 'read_answers', 're
            'new_figure', 'png_of', 'short', 'confusion_figure', 'write_shares', 'draw_curves', 'pairs_of',
            'curves_figure', 'tag', 'text_of', 'Raw', 'table', 'bar', 'picture', 'section', 'folded', 'page',
            'shown_metrics', 'head_of', 'members_of', 'classes_of', 'subjects_of', 'confusions_of', 'settings_of',
-           'served_of', 'write_bytes', 'pictures_of', 'write_report']
+           'served_of', 'told_of', 'scenarios_of', 'levers_of', 'write_bytes', 'pictures_of', 'write_report']
 
 # %% ../../nbs/70_report.report.ipynb #157c9340
 import base64
@@ -252,6 +252,28 @@ def served_of(served: dict) -> str:
     said = f"{served['sequences']:,} sequences of {served['subjects']} people (fold {served['fold'] + 1}) were answered one at a time through the gateway, by members that never saw these people: "
     return section("Served", tag("p", html.escape(said + ", ".join(f"{TITLES[k]} {served[k]:.3f}" for k in ("score", "macro_f1", "accuracy") if k in served) + ".")))
 
+# %% ../../nbs/70_report.report.ipynb #61023e32
+def told_of(out, name: str) -> dict:
+    "What `<name>.json` of the run folder found, if it belongs to the run as it is."
+    kept, run = read_if_there(Path(out) / f"{name}.json"), read_if_there(Path(out) / "ensemble.json")
+    return kept["found"] if kept and kept.get("of") == run.get("digest") else {}
+
+def scenarios_of(found: dict) -> str:
+    "Scores by scenario, and F1 of each class in each of them."
+    if not found: return ""
+    titles = {"all": "all sensors", "imu": "IMU only", "half": "half IMU only", "no_rot": "no rotation", "acc": "accelerometer only"}
+    named = {titles[k]: s for k, s in sorted(found["scenarios"].items(), key=lambda kv: [*titles].index(kv[0]))}
+    members, key = list(found["scenarios"]["all"]["members"]), next(k for k in ("score", "macro_f1") if k in found["scenarios"]["all"]["ensemble"])
+    rows = [(k, (e := s["ensemble"][key])["value"], f"{e['low']:.3f} – {e['high']:.3f}", *(s["members"][m][key]["value"] for m in members)) for k, s in named.items()]
+    per = [(c, *(s["ensemble"]["per_class"][c]["value"] for s in named.values())) for c in found["classes"]]
+    return section("Fewer sensors", table(f"{TITLES[key]} of people never seen, with sensors silenced", ("scenario", "ensemble", "95 % over people", *members), rows),
+                   folded("By gesture", table("F1 of the ensemble", ("gesture", *named), per)))
+
+def levers_of(found: dict) -> str:
+    "What each lever is worth."
+    rows = [(k, v["on"], v["off"], f"{v['effect']:+.4f}", f"{v['low']:+.4f} – {v['high']:+.4f}") for k, v in found.items()]
+    return section("Levers", table(f"{TITLES[next(iter(found.values()))['metric']]} of the ensemble with and without each", ("lever", "with", "without", "effect", "95 % over people"), rows)) if found else ""
+
 # %% ../../nbs/70_report.report.ipynb #fa6ff0cc
 def write_bytes(path, content: bytes) -> None:
     "Writes a file atomically."
@@ -275,7 +297,7 @@ def write_report(
     for name, (png, _) in pictures.items(): write_bytes(out / name, png)
     shown = {n: picture(*p) for n, p in pictures.items()}
     body = [head_of(metrics, answers), members_of(metrics), section("Confusions", shown["confusion.png"], confusions_of(counts, metrics["classes"])), classes_of(metrics),
-            subjects_of(metrics, answers), section("Learning curves", shown["curves.png"]) if "curves.png" in shown else "", served_of(read_if_there(out / "served.json")),
+            subjects_of(metrics, answers), scenarios_of(told_of(out, "evaluation")), levers_of(told_of(out, "ablations")), section("Learning curves", shown["curves.png"]) if "curves.png" in shown else "", served_of(read_if_there(out / "served.json")),
             settings_of(read_if_there(out / "config.json"))]
     write_text(out / "report.html", page("gesture_nb report", "".join(body)))
     return out / "report.html"

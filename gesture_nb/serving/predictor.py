@@ -19,6 +19,7 @@ from ..progress import Quiet
 from ..evaluation.decode import likeliest
 from ..training.decision import Decider, Decision, read_decision
 from ..training.ensemble import with_fixed
+from ..training.repair import read_upright
 from ..training.run import member_class
 from ..training.verdict import heads_told
 
@@ -61,6 +62,7 @@ class Predictor:
     rate_hz: float = None     # samples a second of sequences that do not say
     reporter: object = field(default_factory=Quiet)
     decide: object = None     # a `Decider`; default: the likeliest class
+    repair: object = None     # an `Upright`, if the run turns devices back
 
     def __post_init__(self): self.decide = self.decide or Decider(Decision(likeliest(self.classes)), self.classes)
 
@@ -85,7 +87,7 @@ class Predictor:
     def told(self, table: SequenceTable) -> tuple:
         "(probabilities float64 `[n, C]`, extra head → `[n, labels]`) for all sequences of a table."
         from gesture_nb.training.ensemble import blend
-        batch = self.batch(table)
+        batch = self.batch(self.repair(table) if self.repair else table)
         told = {m: t for m, units in self.members.items() if (t := self.member_told(m, units, batch)) is not None}
         if not told: raise RuntimeError("No member could answer.")
         heads = {k.removeprefix("head."): v for t in told.values() for k, v in t.items() if k != "proba"}
@@ -127,4 +129,4 @@ def load(
     blend = blend | {"weights": with_fixed(blend["weights"], fixed)}
     members = load_members(out, blend["weights"], fold, reporter)
     if not members: raise UserError(f"No member of {out} can be loaded; train them again with `gesture-nb train --out {out}`.")
-    return Predictor(tuple(kept["classes"]), tuple(kept["channels"]), blend, members, kept["rate_hz"], reporter, read_decider(kept, fold))
+    return Predictor(tuple(kept["classes"]), tuple(kept["channels"]), blend, members, kept["rate_hz"], reporter, read_decider(kept, fold), read_upright(kept, fold))

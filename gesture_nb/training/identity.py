@@ -19,7 +19,7 @@ MATHEMATICS = ("preset", "seed", "epochs", "batch_size", "boosting_rounds")
 
 def identity(p, settings: Settings) -> dict:
     "Everything that a unit's result depends on, by the name of the setting that changes it."
-    facts = {k: getattr(settings, k) for k in MATHEMATICS} | ({"without": settings.without} if settings.without else {})
+    facts = {k: getattr(settings, k) for k in MATHEMATICS} | ({"without": settings.without} if settings.without else {}) | ({"flip": fingerprint(p.place)} if p.repairs else {})
     return facts | {"data": p.source, "folds": fingerprint(p.fold, list(p.subjects)), "classes": fingerprint(list(p.classes)),
                     "features": fingerprint(list(p.frames.names), list(p.summaries[1]), feature_version())}
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'LIBRARIES', 'RESULTS', 'member_class', 'Problem', 'batch_of', 'extra_labels', 'load_problem',
-           'given_folds', 'store_folder', 'features_of', 'Unit', 'units_of', 'finished', 'train_unit', 'settle',
-           'exchange', 'training_folder', 'costs', 'forecast', 'plan_of', 'kept_facts', 'facts_in_time', 'train_units',
-           'kept_answers', 'metrics_of', 'write_oof', 'versions', 'typical_rate', 'config_of', 'write_blend',
-           'keep_servable', 'write_results', 'train']
+           'given_folds', 'store_folder', 'features_of', 'Unit', 'units_of', 'finished', 'assert_no_leak', 'train_unit',
+           'settle', 'exchange', 'training_folder', 'costs', 'forecast', 'plan_of', 'fold_choices', 'kept_facts',
+           'facts_in_time', 'train_units', 'kept_answers', 'metrics_of', 'write_oof', 'versions', 'typical_rate',
+           'config_of', 'write_blend', 'keep_servable', 'write_results', 'train']
 
 # %% ../../nbs/52_training.run.ipynb #d1311f69
 import importlib
@@ -16,14 +16,14 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import MANIFEST, DamagedError, atomic_folder, atomic_path, check_manifest, read_arrays, sweep, write_arrays, write_json, write_manifest, write_sealed
-from ..config import MEMBERS, Settings, UserError, active_members, as_json
+from ..artifacts import MANIFEST, DamagedError, atomic_folder, atomic_path, check_manifest, fingerprint, read_arrays, sweep, write_arrays, write_json, write_manifest, write_sealed
+from ..config import MEMBERS, Settings, UserError, active_members, as_json, switched_off
 from ..data.frames import FrameFeatures
 from ..data.sequences import SequenceTable
 from ..models.member import Batch
@@ -31,7 +31,8 @@ from ..progress import TimeUp
 from ..schema import OPENINGS, ORIENTATIONS
 from .deadline import Deadline, Plan, planned
 from .identity import identity, keep_identity, refuse_if_changed, refuse_other_checkpoint, unit_identity
-from .verdict import Verdict, draw, heads_told, judged, likeliest_of
+from .repair import Repairs, extended, find_repairs, repairs_wanted
+from .verdict import Verdict, arrival, draw, heads_told, judged, likeliest_of
 
 # %% ../../nbs/52_training.run.ipynb #293a20db
 CLASSES = {"lgbm": "gesture_nb.models.lgbm:LgbmMember", "torch": "gesture_nb.models.torch_net:TorchMember",
@@ -55,6 +56,9 @@ class Problem:
     fold: np.ndarray     # int64 [n], 0 … folds-1
     source: str          # fingerprint of the data's bytes
     aux: dict = field(default_factory=dict)  # further labels for extra heads
+    repairs: Repairs = None                  # turned devices, if they are looked for
+    place: np.ndarray = None                 # int64 [folds, n]: where `frames` has each sequence while a fold is held out; None: in the table's order
+    said: dict = field(default_factory=dict) # fold → `Choices` of its training people, once they were asked
 
     @property
     def subjects(self): return self.table.meta["subject"]
@@ -62,11 +66,17 @@ class Problem:
     def folds(self): return int(self.fold.max()) + 1
 
 # %% ../../nbs/52_training.run.ipynb #c34d21ce
-def batch_of(p: Problem, index, labelled: bool = True) -> Batch:
-    "The sequences `index` as a batch; without labels for those that are to be predicted."
+def batch_of(
+    p: Problem,
+    index,                       # which sequences of the table
+    labelled: bool = True,       # not for those that are to be predicted
+    fold: int = 0,               # the fold that is held out
+    frames: FrameFeatures = None,# in place of the problem's own
+) -> Batch:
+    "The sequences `index` as a batch."
     index = np.asarray(index, np.int64)
-    return Batch(p.frames, index, p.classes, p.y[index] if labelled else None, p.subjects[index], p.summaries,
-                 {k: v[index] for k, v in p.aux.items()} if labelled else {})
+    frames, summaries, at = (p.frames, p.summaries, index if p.place is None else p.place[fold][index]) if frames is None else (frames, None, index)
+    return Batch(frames, at, p.classes, p.y[index] if labelled else None, p.subjects[index], summaries, {k: v[index] for k, v in p.aux.items()} if labelled else {})
 
 # %% ../../nbs/52_training.run.ipynb #d0118c8d
 def extra_labels(table: SequenceTable) -> dict:
@@ -94,8 +104,11 @@ def load_problem(settings: Settings, reporter) -> Problem:
     fold = make_folds(table.meta["subject"], y, settings.folds, settings.seed, given=given_folds(table, settings))
     reporter.say(f"{table!r}, {len(classes)} gestures, {fold.max() + 1} folds by subject")
     for warning in fold_warnings(table.meta["subject"], y, fold, classes): reporter.say(warning)
-    frames, summaries = features_of(table, settings, reporter, source)
-    return Problem(table, frames, summaries, tuple(classes.tolist()), y.astype(np.int64), fold, source, extra_labels(table))
+    repairs = find_repairs(table, fold, arrival(len(table), settings.seed)) if repairs_wanted(settings.flip, table, y, fold, classes) else None
+    whole, place = extended(table, repairs.turned) if repairs else (table, None)
+    if repairs: reporter.say(f"Devices worn upside down: {len(np.unique(table.meta['subject'][place.max(0) >= len(table)]))} of {len(np.unique(table.meta['subject']))} people; their recordings are turned back")
+    frames, summaries = features_of(whole, settings, reporter, source if whole is table else fingerprint(source, place))
+    return Problem(table, frames, summaries, tuple(classes.tolist()), y.astype(np.int64), fold, source, extra_labels(table), repairs, place)
 
 # %% ../../nbs/52_training.run.ipynb #436fdb5a
 def given_folds(table: SequenceTable, settings: Settings):
@@ -133,13 +146,22 @@ def finished(unit: Unit, contents: bool = True) -> dict:
     "The facts of a finished unit; None where it is not finished. Raises `DamagedError` if its files are not what was written."
     return check_manifest(unit.folder, contents) if (unit.folder / MANIFEST).exists() else None
 
+def assert_no_leak(train: Batch, held: Batch, inner: tuple) -> None:
+    "Raises `LeakError` if a person is fitted and judged: by the fold, or by the inner split (unless only one person is there to learn from)."
+    from gesture_nb.evaluation.folds import assert_disjoint
+    both = np.concatenate([train.subjects, held.subjects])
+    assert_disjoint(both, np.arange(len(train)), len(train) + np.arange(len(held)))
+    if len(np.unique(train.subjects)) > 1: assert_disjoint(train.subjects, *inner, "the inner split")
+
 def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter) -> dict:
     "Trains one member without one fold, answers that fold, and keeps both; returns the facts of its manifest."
-    from gesture_nb.evaluation.folds import assert_disjoint, inner_split
+    from gesture_nb.evaluation.folds import inner_split
     from gesture_nb.training.checkpoint import FolderCheckpoint
-    train, held = batch_of(p, np.flatnonzero(p.fold != unit.fold)), batch_of(p, np.flatnonzero(p.fold == unit.fold), labelled=False)
-    assert_disjoint(p.subjects, train.index, held.index)
+    asked = np.flatnonzero(p.fold == unit.fold)
+    train, held = batch_of(p, np.flatnonzero(p.fold != unit.fold), fold=unit.fold), batch_of(p, asked, labelled=False, fold=unit.fold)
+    train = replace(train, choices=switched_off(fold_choices(p, train, unit.fold, settings, reporter), settings.without))
     inner = inner_split(train.subjects, train.y, settings.seed + unit.fold)
+    assert_no_leak(train, held, inner)
     member, start = member_class(unit.member)(settings, settings.seed, unit.fold), time.monotonic()
     facts = {"member": unit.member, "fold": unit.fold, "identity": unit_identity(base, member, train)}
     checkpoint = FolderCheckpoint(unit.folder / "checkpoint")
@@ -149,7 +171,7 @@ def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter)
     facts["seconds"] = round(time.monotonic() - start, 3)
     with atomic_folder(unit.folder, facts) as tmp:
         member.save(tmp)
-        write_arrays(tmp / "oof.safetensors", {"index": held.index, **told})
+        write_arrays(tmp / "oof.safetensors", {"index": asked, **told})
         write_json(tmp / "history.json", history or {})
     return facts
 
@@ -200,6 +222,16 @@ def plan_of(p: Problem, settings: Settings, folder: Path, each: dict, reporter) 
     if settings.time_limit_hours is None: return None
     left = Deadline(settings.time_limit_hours, reporter.born).left()
     return planned(folder / "plan.json", settings.time_limit_hours, p.folds, each, left, reporter.say)
+
+# %% ../../nbs/52_training.run.ipynb #a51c2002
+def fold_choices(p: Problem, train: Batch, fold: int, settings: Settings, reporter):
+    "What the training people of a fold say, asked once a process."
+    from gesture_nb.models.choices import find_choices
+    if fold not in p.said:
+        with reporter.task(f"Asking the training people of fold {fold + 1}", total=1, unit="fold") as t: p.said[fold] = c = find_choices(train, settings.seed); t.advance()
+        reporter.say(f"Fold {fold + 1}: sequences are seen by " + ("their lengths" if c.view is None else f"their {c.view}" if c.view == "tail" else "resampling")
+                     + (f", and each may stand for the other hand's (mirrored in {c.mirror})" if c.mirror else ", as they were recorded"))
+    return p.said[fold]
 
 # %% ../../nbs/52_training.run.ipynb #b1eac9c9
 def kept_facts(unit: Unit, base: dict, say) -> dict:
@@ -284,7 +316,7 @@ def config_of(settings: Settings, base: dict, plan: Plan) -> dict:
 
 def write_blend(p: Problem, settings: Settings, blend: dict) -> None:
     "Writes what serving needs beside the members."
-    write_sealed(settings.output_path / "ensemble.json", blend | {"channels": list(p.table.names), "rate_hz": typical_rate(p.table)})
+    write_sealed(settings.output_path / "ensemble.json", blend | {"channels": list(p.table.names), "rate_hz": typical_rate(p.table)} | ({"flip": p.repairs.as_json()} if p.repairs else {}))
 
 def keep_servable(p: Problem, settings: Settings, folder: Path, done: dict) -> None:
     "Lets the units that are finished so far answer, unless a finished run does."
