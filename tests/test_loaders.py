@@ -107,7 +107,7 @@ def main(folder):
     np.random.default_rng(1).normal(size=(lengths.sum(), 6)).astype("f4").tofile(folder + "/v.raw")
     f = FrameFeatures(mapped(folder + "/v.raw", "f4", (lengths.sum(), 6)), tuple("abcdef"), offsets_of(lengths), {"has_acc": np.ones(40, bool)}, np.full(40, 20, "f4"))
     out, spied = {}, set()
-    for workers, method in ((0, "spawn"), (1, "spawn"), (2, "spawn"), (2, "fork"), (4, "forkserver")):
+    for workers, method in ((0, "spawn"), (1, "spawn"), (2, "spawn"), (1, "fork"), (2, "fork"), (4, "fork"), (2, "forkserver"), (4, "forkserver")):
         h = hashlib.sha256()
         loader = make_loader((Spy if method == "spawn" else SequenceDataset)(f, np.arange(40), View("tail", 32), {"y": np.arange(40)}), 7, True, 5, workers, method)
         for epoch in (0, 1):
