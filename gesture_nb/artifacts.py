@@ -71,8 +71,9 @@ def read_json(path):
 # %% ../nbs/03_artifacts.ipynb #7eb0c2b7
 def write_arrays(path, arrays: dict) -> None:
     "Writes named arrays (any numeric dtype of NumPy, bool included) to a safetensors file, atomically. Same arrays, same bytes."
-    from safetensors.numpy import save_file
-    with atomic_path(path) as tmp: save_file({k: np.ascontiguousarray(arrays[k]).reshape(np.shape(arrays[k])) for k in sorted(arrays)}, tmp)
+    from safetensors.numpy import save
+    data = save({k: np.ascontiguousarray(arrays[k]).reshape(np.shape(arrays[k])) for k in sorted(arrays)})
+    with atomic_path(path) as tmp: tmp.write_bytes(data)   # by Python, which says what is wrong with the disk
 
 def read_arrays(path) -> dict:
     "The named arrays of a safetensors file."
