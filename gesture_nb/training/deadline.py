@@ -41,7 +41,8 @@ class Plan:
     def __contains__(self, unit) -> bool: return [unit.member, unit.fold] in self.units
     def told(self) -> str:
         "The plan in one sentence."
-        count = {m: sum(u == m for u, _ in self.units) for m in self.each}
+        order = dict.fromkeys([*(m for m, _ in self.units), *self.each])
+        count = {m: sum(u == m for u, _ in self.units) for m in order}
         kept = ", ".join(f"{m} {n} of {self.folds} folds" if n < self.folds else m for m, n in count.items() if n)
         lost = ", ".join(m for m, n in count.items() if not n)
         return f"Planned for {self.hours:g} h: {kept}, about {in_words(sum(self.each[m] for m, _ in self.units))}" + (f"; no time for {lost}." if lost else ".")
