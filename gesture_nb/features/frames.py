@@ -70,8 +70,8 @@ def acceleration_features(acc, m, strength, known, rate, rows: Rows) -> dict:
 def turning_features(omega, q, rate, rows: Rows, group: str, prefix: str) -> dict:
     "Angular velocity, the angle turned since the last row, the sum of such angles, and how far the device is turned away from its start."
     angle = length(omega) / rate
-    angle[rows.offsets[:-1]] = 0
-    away = rotation_vector(product(conjugate(q[:, rows.start]), q))
+    angle[rows.first] = 0
+    away = rotation_vector(product(conjugate(rows.spread(q[:, rows.first])), q))
     return (_named(group, [prefix + a for a in "xyz"], omega, prefix + "mag")
             | {"motion.angle": angle, "motion.turned": running_sum(angle, rows), "motion.away": length(away)})
 
@@ -114,12 +114,12 @@ def _measured_rotation(t: SequenceTable, rows: Rows) -> tuple:
 # %% ../../nbs/20_features.frames.ipynb #8b977126
 def free_of_gravity(acc, rows: Rows):
     "bool `[n]`: sequences that are below 4 m/s² in more than an eighth of their rows."
-    return np.add.reduceat((length(acc) < 4).astype(int), rows.offsets[:-1]) > rows.lengths / 8
+    return np.add.reduceat((length(acc) < 4).astype(int), rows.first) > rows.lengths / 8
 
 # %% ../../nbs/20_features.frames.ipynb #319047c2
 def _mean_rise(acc, q, rows: Rows):
     "Mean upward acceleration of each sequence `[n]`, m/s²: with gravity, about 9.8 whatever the hand does, for it cannot rise for ever."
-    return np.add.reduceat(sum(u * a for u, a in zip(matrix(q)[2], acc)), rows.offsets[:-1]) / rows.lengths
+    return np.add.reduceat(sum(u * a for u, a in zip(matrix(q)[2], acc)), rows.first) / rows.lengths
 
 def _orientation(t: SequenceTable, acc, gyr, has_gyr, rate, rows: Rows, settings) -> tuple:
     "(quaternions, measured or estimated; strength of gravity `[rows]`; bool `[n]`: measured)."
@@ -179,7 +179,7 @@ def grid_sums(
     d = np.minimum(x.view(np.uint16), np.full(x.shape[1], far, np.uint16)).view(np.int16)     # without its sign, what is below zero is beyond all distances
     grid, real, step = d.reshape(1, 8, 8, -1), d.astype(np.float32), d[:, 1:] - d[:, :-1]
     moved = np.append(np.int16(0), np.add.reduce(np.abs(step, out=step), axis=0, dtype=np.int16))
-    moved[rows.offsets[:-1]] = 0
+    moved[rows.first] = 0
     return (seen[None], np.minimum.reduce(d, axis=0)[None], np.maximum.reduce(d, axis=0)[None], np.einsum("ij,ij->j", real, real)[None], moved[None],
             *_halves_thirds(grid), np.add.reduce(grid, axis=2, dtype=np.int16))
 

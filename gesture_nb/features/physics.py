@@ -7,6 +7,8 @@ __all__ = ['Rows', 'change', 'fill', 'running_sum', 'decayed_sum', 'smooth', 'to
            'matrix', 'rotate', 'sign_continuous', 'rotation_vector', 'turns', 'integrate', 'upright']
 
 # %% ../../nbs/19_features.physics.ipynb #d7a7a325
+from functools import cached_property
+
 import numpy as np
 
 # %% ../../nbs/19_features.physics.ipynb #8cebd68c
@@ -14,20 +16,24 @@ class Rows:
     "Boundaries of sequences as seen from each row."
     def __init__(self, offsets):
         self.offsets, self.lengths = offsets, np.diff(offsets)
-        self.at = np.arange(offsets[-1])
-        self.start = self.spread(offsets[:-1])
-        self.pos = self.at - self.start                       # rows before this one in its sequence
-        self.left = self.spread(offsets[1:]) - 1 - self.at    # rows after it
-        self.longest = int(self.lengths.max())
+        self.first, self.longest = offsets[:-1], int(self.lengths.max())
+    @cached_property
+    def at(self): return np.arange(self.offsets[-1])
+    @cached_property
+    def start(self): return self.spread(self.first)
+    @cached_property
+    def pos(self): return self.at - self.start                                # rows before this one in its sequence
+    @cached_property
+    def left(self): return self.spread(self.offsets[1:]) - 1 - self.at        # rows after it
     def spread(self, per_sequence): return np.repeat(per_sequence, self.lengths, axis=-1)
-    def any(self, flags): return np.logical_or.reduceat(flags, self.offsets[:-1], axis=-1)
+    def any(self, flags): return np.logical_or.reduceat(flags, self.first, axis=-1)
 
 # %% ../../nbs/19_features.physics.ipynb #0a422f82
 def change(x, rows: Rows):
     "What was added since the row before, 0 in first rows; `x` is `[..., rows]`."
     d = np.zeros_like(x)
     np.subtract(x[..., 1:], x[..., :-1], out=d[..., 1:])
-    d[..., rows.offsets[:-1]] = 0
+    d[..., rows.first] = 0
     return d
 
 # %% ../../nbs/19_features.physics.ipynb #3d4244c6
@@ -51,8 +57,7 @@ def fill(
 def running_sum(x, rows: Rows):
     "For each row of `[..., rows]` the sum of its sequence so far: counted in steps of 2⁻³², so that no rounding depends on what came before."
     total = np.cumsum(np.rint(x * 2.0**32).astype(np.int64), axis=-1)
-    first = rows.offsets[:-1]
-    before = np.where(first > 0, total[..., first - 1], 0)
+    before = np.where(rows.first > 0, total[..., rows.first - 1], 0)
     return (total - rows.spread(before)) / 2.0**32
 
 # %% ../../nbs/19_features.physics.ipynb #ad211b2c
@@ -109,11 +114,11 @@ def sign_continuous(q, rows: Rows):
     "Quaternions `[4, rows]` whose sign never jumps within a sequence; each sequence starts in the half with `w > 0`."
     jump = np.zeros(q.shape[1], np.int64)
     jump[1:] = sum(a[1:] * a[:-1] for a in q) < 0
-    first = q[:, rows.offsets[:-1]]
+    first = q[:, rows.first]
     lead = np.take_along_axis(first, (first != 0).argmax(axis=0)[None], axis=0)[0]
-    jump[rows.offsets[:-1]] = lead < 0
+    jump[rows.first] = lead < 0
     turned = np.cumsum(jump)
-    turned -= rows.spread(turned[rows.offsets[:-1]] - jump[rows.offsets[:-1]])
+    turned -= rows.spread(turned[rows.first] - jump[rows.first])
     return np.where(turned % 2 == 1, -q, q)
 
 # %% ../../nbs/19_features.physics.ipynb #4ce00297
@@ -128,7 +133,7 @@ def turns(q, rows: Rows):
     "The turn since the row before in device coordinates, `[3, rows]` rad; 0 in first rows."
     v = np.zeros_like(q[1:])
     v[:, 1:] = rotation_vector(product(conjugate(q[:, :-1]), q[:, 1:]))
-    v[:, rows.offsets[:-1]] = 0
+    v[:, rows.first] = 0
     return v
 
 # %% ../../nbs/19_features.physics.ipynb #e0c8c7ed
@@ -140,7 +145,7 @@ def integrate(
     "Quaternions `[4, rows]` from each row's device frame to that of its sequence's first row."
     v = np.zeros_like(gyr)
     v[:, 1:] = (gyr[:, 1:] + gyr[:, :-1]) / (2 * rate[1:])
-    v[:, rows.offsets[:-1]] = 0
+    v[:, rows.first] = 0
     half = length(v) / 2
     q, step = np.concatenate([np.cos(half)[None], v * np.sinc(half / np.pi) / 2]), 1
     while step < rows.longest:
