@@ -144,7 +144,7 @@ def side_by_side(table, sample):
     say("    on the clock, one thread", wall, table.rows)
     say("    on the clock, two threads", two, table.rows, f"{wall / two:.2f} × one (load {os.getloadavg()[0]:.1f}); each waits for the other {waiting(table):.0%} of its time")
     few = take(table, np.linspace(0, len(table) - 1, sample).astype(int))
-    slow, loop = timed(lambda: by_rows(few), 1)
+    slow, loop = timed(lambda: by_rows(few))
     h = frame_features(few)
     ok = ~np.isnan(few.channel("rot_w")) & ~np.isnan(np.roll(few.channel("rot_w"), 1)) & ~np.isnan(few.values).any(axis=0)
     joined = {k: np.concatenate([d[k] for d in loop]) for k in loop[0]}
