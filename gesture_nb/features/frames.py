@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FrameSettings', 'estimate_orientation', 'acceleration_features', 'turning_features', 'rotation_features',
-           'free_of_gravity', 'motion_features', 'thermal_features', 'grid_sums', 'grid_features', 'flight_features',
-           'rates', 'feature_names', 'frame_features', 'mirror_hands', 'flip_upside_down']
+           'free_of_gravity', 'motion_features', 'thermal_features', 'flight_features', 'rates', 'feature_names',
+           'frame_features', 'mirror_hands', 'flip_upside_down']
 
 # %% ../../nbs/20_features.frames.ipynb #50493d78
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +17,7 @@ import numpy as np
 from ..config import UserError
 from ..data.frames import FrameFeatures
 from ..data.sequences import SequenceTable, blocks, offsets_of, rows_of, span
+from .grids import grid_features, grid_sums, lay, whole_numbers
 from .physics import (Rows, change, conjugate, fill, integrate, length, matrix, product, rotate, rotation_vector, running_sum,
                                          sign_continuous, smooth, together, turns, upright)
 from ..schema import ACC, CMI_RATE_HZ, GRAVITY, GYR, N_THM, N_TOF, ROT
@@ -161,73 +162,11 @@ def thermal_features(t: SequenceTable, sensors, rate, rows: Rows, settings) -> t
     out = {f"thm.{k}{name}": v for name, part in (("", level), ("_others", others), ("_rate", change(level, rows) * rate)) for k, v in zip(sensors, part)}
     return out, {f"has_thm_{k}": h for k, h in zip(sensors, has)}
 
-# %% ../../nbs/20_features.frames.ipynb #9ed7746d
-def _halves_thirds(x) -> tuple:
-    "Sums of the halves `[m, 2, …]` and of the thirds `[m, 3, …]` (3, 2 and 3 cells) of eight cells, `x` is `[m, 8, …]`."
-    outer, inner = x[:, 0:6:5] + x[:, 1:7:5], x[:, 3:5]
-    outer += x[:, 2:8:5]
-    return outer + inner, np.concatenate([outer[:, :1], inner[:, :1] + inner[:, 1:], outer[:, 1:]], axis=1)
-
-# %% ../../nbs/20_features.frames.ipynb #9ed77470
-def grid_sums(
-    x,           # int16 [64, rows] readings, below zero where nothing came back
-    rows: Rows,
-    far: int,    # at most 500
-) -> tuple:      # of arrays [1, …, rows]; the sums are int16
-    "What needs every cell of a grid: how many see something; least and greatest distance, sums of squares and of changes; rows of cells summed to halves, to thirds and to one."
-    seen = np.add.reduce((x >= 0).view(np.int8), axis=0, dtype=np.int8)
-    d = np.minimum(x.view(np.uint16), np.full(x.shape[1], far, np.uint16)).view(np.int16)     # without its sign, what is below zero is beyond all distances
-    grid, real, step = d.reshape(1, 8, 8, -1), d.astype(np.float32), d[:, 1:] - d[:, :-1]
-    moved = np.append(np.int16(0), np.add.reduce(np.abs(step, out=step), axis=0, dtype=np.int16))
-    moved[rows.first] = 0
-    return (seen[None], np.minimum.reduce(d, axis=0)[None], np.maximum.reduce(d, axis=0)[None], np.einsum("ij,ij->j", real, real)[None], moved[None],
-            *_halves_thirds(grid), np.add.reduce(grid, axis=2, dtype=np.int16))
-
-# %% ../../nbs/20_features.frames.ipynb #0b5aee76
-_CELLS = {"q": np.float32([4, 4]), "n": np.float32([3, 2, 3])}      # in a quarter and in a ninth, both ways
-
-def _region_means(sums, letter: str) -> dict:
-    "name → float32 `[sensors, rows]`: means of regions from the sums `[sensors, k, k, rows]`."
-    means = sums.astype(np.float32)
-    means /= np.outer(_CELLS[letter], _CELLS[letter])[..., None]
-    return {f"{letter}{i + 1}{j + 1}": means[:, i, j] for i in range(means.shape[1]) for j in range(means.shape[1])}
-
-_ARMS = np.arange(1, 8, 2, dtype=np.float32)[:, None]               # how far cells lie from the middle, in half cells
-
-def _centre(sums, mass):
-    "Position −1 … 1 of the nearness, whose sum is `mass`, from the sums of distances in 8 columns (or rows), int16 `[sensors, 8, rows]`."
-    return np.add.reduce((sums[:, 3::-1] - sums[:, 4:]) * _ARMS, axis=1) / (7 * np.maximum(mass, 1))
-
-# %% ../../nbs/20_features.frames.ipynb #0b5aee77
-def grid_features(seen, low, high, squares, moved, halves, thirds, lines, rate, far: int) -> dict:
-    "name → `[sensors, rows]`: summaries of 8×8 grids, distances in units of the sensor; from their `grid_sums`."
-    down = lambda sums: _halves_thirds(sums.reshape(-1, *sums.shape[2:]))
-    total = np.add.reduce(lines, axis=1, dtype=np.int16).astype(np.float32)
-    spread = np.sqrt(64 * squares.astype(float) - np.square(total, dtype=float)) / 64
-    return ({"mean": total / 64, "std": spread, "min": low, "max": high, "share": seen / np.float32(64)}
-            | _region_means(down(halves)[0].reshape(-1, 2, 2, total.shape[1]), "q") | _region_means(down(thirds)[1].reshape(-1, 3, 3, total.shape[1]), "n")
-            | {"cx": _centre(halves[:, 0] + halves[:, 1], 64 * far - total), "cy": _centre(lines, 64 * far - total), "change": moved / np.float32(64) * rate})
-
-# %% ../../nbs/20_features.frames.ipynb #5e7c4c77
-def _whole(x) -> tuple:
-    "(int16 `[64, rows]`: whole numbers, null as -2; bool `[rows]`: frames that are not all null)."
-    x = np.rint(x)
-    np.fmax(x, np.float32(-2), out=x)
-    most = np.maximum.reduce(x, axis=0)
-    if most.max() > 32767: np.minimum(x, np.float32(32767), out=x)
-    return x.astype(np.int16), most > -2
-
-def _lay(x, out):
-    "`x.T` into `out`, both of two bytes an item: four at a time, which is faster."
-    four = np.empty((len(x) // 4, x.shape[1], 4), x.dtype)
-    for i in range(4): four[..., i] = x[i::4]
-    out.view(np.int64)[...] = four.view(np.int64)[..., 0].T
-
 # %% ../../nbs/20_features.frames.ipynb #5e7c4c78
 def _one_sensor(x, rows: Rows, far: int, place) -> tuple:
     "(bool `[1, n]` has, `grid_sums` …); the raw grids go to `place`; a null cell of a frame that has others counts as no return."
-    raw, valid = _whole(x)
-    if place is not None: _lay(raw, place)
+    raw, valid = whole_numbers(x)
+    if place is not None: lay(raw, place)
     has = rows.any(valid)
     if not np.array_equal(rows.spread(has), valid): raw = fill(raw, valid, rows)[0]      # sequences without any frame need none: their features become 0
     return has[None], *grid_sums(raw, rows, far)

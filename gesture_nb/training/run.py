@@ -119,8 +119,8 @@ def identity(p: Problem, settings: Settings) -> dict:
 
 def feature_version() -> str:
     "A fingerprint of the feature code."
-    from gesture_nb.features.store import code_version
-    return code_version("features/frames.py", "features/summary.py")
+    from gesture_nb.features.store import FRAME_CODE, code_version
+    return code_version(*FRAME_CODE, "features/summary.py")
 
 # %% ../../nbs/52_training.run.ipynb #22f871b3
 def unit_identity(base: dict, member, train: Batch) -> dict:
