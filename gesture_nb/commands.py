@@ -16,15 +16,18 @@ from .artifacts import atomic_path, check_results, read_json, write_json
 from .config import UserError, fixed_weights, read_settings
 
 # %% ../nbs/81_commands.ipynb #503482f7
-def build_features(**overrides):
+def build_features(
+    verify: bool = False,    # compare full checksums of what is kept, instead of sizes and times
+    **overrides,             # settings
+):
     "What `gesture-nb features` does; returns the `FrameFeatures`."
     from gesture_nb.data.readers import read_table, source_fingerprint
     from gesture_nb.training.run import features_of, store_folder
     with session(**overrides) as (s, reporter):
         reporter.say("Loading training data")
         table = read_table(s.data, s, reporter)
-        frames, (summaries, names) = features_of(table, s, reporter, source_fingerprint(s.data, store_folder(s)))
-        reporter.say(f"{frames!r}; {len(names)} summaries a sequence; in {store_folder(s)}")
+        frames, (summaries, names) = features_of(table, s, reporter, source_fingerprint(s.data, store_folder(s)), verify)
+        reporter.say(f"{frames!r}; {len(names)} summaries a sequence; in {store_folder(s)}{', all checksums right' * verify}")
         return frames
 
 # %% ../nbs/81_commands.ipynb #1206b31a

@@ -25,8 +25,8 @@ def identity(p, settings: Settings) -> dict:
 
 def feature_version() -> str:
     "A fingerprint of the feature code."
-    from gesture_nb.features.store import code_version
-    return code_version("features/frames.py", "features/summary.py")
+    from gesture_nb.features.store import FRAME_CODE, code_version
+    return code_version(*FRAME_CODE, "features/summary.py")
 
 # %% ../../nbs/50_training.identity.ipynb #22f871b3
 def unit_identity(base: dict, member, train: Batch) -> dict:

@@ -120,11 +120,11 @@ def store_folder(settings: Settings) -> Path:
     "Where features, and whatever else is made of the data once, are kept."
     return settings.feature_store or settings.output_path / "features"
 
-def features_of(table, settings, reporter, source) -> tuple:
-    "(frames, summaries) of a table, from the store where they are current."
+def features_of(table, settings, reporter, source, verify: bool = True) -> tuple:
+    "(frames, summaries) of a table, from the store where they are current; `verify` compares full checksums."
     from gesture_nb.features.store import load_or_build, load_or_build_summaries
     folder = store_folder(settings)
-    frames = load_or_build(table, folder, settings, reporter, source=source, verify=True)
+    frames = load_or_build(table, folder, settings, reporter, source=source, verify=verify)
     return frames, load_or_build_summaries(frames, folder, settings, reporter, source=source)
 
 # %% ../../nbs/52_training.run.ipynb #39cd8307
