@@ -36,7 +36,8 @@ bench: setup
 	@for f in benchmarks/[a-z]*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
 soak: setup
-	@$(BIN)/python -m pytest tests -q -ra -m soak -o addopts=
+	@READER_CASES=2000 $(BIN)/python -m pytest tests/test_readers.py -q -ra -k fuzz
+	@FLIPS=100 $(BIN)/python -m pytest tests -q -ra -m soak -o addopts=
 
 clean:
 	rm -rf out .pytest_cache .hypothesis .ruff_cache build dist

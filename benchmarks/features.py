@@ -3,6 +3,7 @@
     python benchmarks/features.py                      the whole: 8,151 sequences, a few minutes
     python benchmarks/features.py --sequences 800      a tenth
     python benchmarks/features.py --csv                also CSV → Parquet against the bare reader (1.1 GB of CSV is written first)
+    python benchmarks/features.py --only-csv --csv FOLDER    … of a competition folder that is there
 
 Every figure is printed with what it was compared with; the row-wise loop runs on a sample and is extrapolated, and its numbers must agree with ours.
 """
@@ -12,7 +13,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +46,17 @@ def clocked(f, times=3):
         f()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def waiting(table):
+    "Share of its time in which each of two threads waits for the other (neither runs nor queues for a core): what the clock cannot tell on a busy machine. Linux only."
+    halves = [span(table, 0, len(table) // 2), span(table, len(table) // 2, len(table))]
+    def own(): return sum(int(v) for v in Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()[:2]) / 1e9
+    def work(part):
+        start, before = time.perf_counter(), own()
+        frame_features(part, threads=1)
+        return 1 - (own() - before) / (time.perf_counter() - start)
+    with ThreadPoolExecutor(2) as pool: return max(pool.map(work, halves))
 
 
 def say(what, seconds, rows, note=""): print(f"{what:<62}{seconds:9.3f} s {rows / seconds / 1e6:9.3f} M rows/s   {note}", flush=True)
@@ -128,9 +142,9 @@ def side_by_side(table, sample):
     alone, g = timed(lambda: plain(table), 1)
     say("(a) gesture_nb, one thread", ours, table.rows, f"{len(f.names)} features + grids ({(f.values.nbytes + f.grids.nbytes) / 1e6:,.0f} MB out)")
     say("    on the clock, one thread", wall, table.rows)
-    say("    on the clock, two threads", two, table.rows)
+    say("    on the clock, two threads", two, table.rows, f"{wall / two:.2f} × one (load {os.getloadavg()[0]:.1f}); each waits for the other {waiting(table):.0%} of its time")
     few = take(table, np.linspace(0, len(table) - 1, sample).astype(int))
-    slow, loop = timed(lambda: by_rows(few), 1)
+    slow, loop = timed(lambda: by_rows(few))
     h = frame_features(few)
     ok = ~np.isnan(few.channel("rot_w")) & ~np.isnan(np.roll(few.channel("rot_w"), 1)) & ~np.isnan(few.values).any(axis=0)
     joined = {k: np.concatenate([d[k] for d in loop]) for k in loop[0]}
@@ -159,14 +173,13 @@ def one_sequence(table):
 
 
 def store(table, folder):
-    from gesture_nb.data.frames import FrameFeatures
     from gesture_nb.features import store as S
     print("\nThe store")
     build, f = timed(lambda: S.load_or_build(table, folder, source="benchmark"), 1)
     size = sum(p.stat().st_size for p in folder.iterdir()) / 1e6
     say("    first time: computed, Parquet and arrays written, checked", build, table.rows, f"{size:,.0f} MB on disk")
-    warm, f = timed(lambda: S.load_or_build(table, folder, source="benchmark"))
-    say("    warm start: sizes and fingerprint checked, arrays mapped", warm, table.rows)
+    warm = clocked(lambda: S.load_or_build(table, folder, source="benchmark"))
+    say("    warm start: sizes and fingerprint checked, arrays mapped", warm, table.rows, "on the clock")
     full, _ = timed(lambda: S.load_or_build(table, folder, source="benchmark", verify=True), 1)
     say("    warm start with full checksums", full, table.rows)
     for p in folder.glob("*.raw"): p.unlink()
@@ -176,7 +189,7 @@ def store(table, folder):
     say("    summaries, first time", seconds, table.rows, f"{x.shape[1]} a sequence")
     seconds, _ = timed(lambda: S.load_or_build_summaries(f, folder))
     say("    summaries, kept", seconds, table.rows)
-    assert isinstance(f, FrameFeatures)
+    return f
 
 
 CHILD = """
@@ -206,69 +219,92 @@ def memory():
         print(f"    {n:,} sequences, {rows:,} rows: peak {peak:,.0f} MB ({before:,.0f} MB before it began)", flush=True)
 
 
-WORKER = """
-import sys, psutil
+def sharing(f):
+    "A whole epoch through the loader that the nets use; memory of its processes afterwards."
+    import psutil
+
+    from gesture_nb.data.loaders import SequenceDataset, View, end_workers, make_loader
+    print(f"\nDataLoader workers map the arrays ({(f.values.nbytes + f.grids.nbytes) / 1e6:,.0f} MB); after an epoch, MB")
+    print(f"    {'workers':<10}{'arrays in memory, all processes':>34}{'private copies':>16}{'all of a worker, private':>28}")
+    for n in (0, 2, 4):
+        loader = make_loader(SequenceDataset(f, np.arange(len(f)), View("tail", 128)), 64, shuffle=True, workers=n)
+        for _ in loader: pass
+        workers = [psutil.Process(w.pid) for w in getattr(loader._iterator, "_workers", [])]
+        maps = [m for p in (psutil.Process(), *workers) for m in p.memory_maps() if m.path.endswith(".raw")]
+        own = [p.memory_full_info().uss / 1e6 for p in workers]
+        print(f"    {n:<10}{sum(m.pss for m in maps) / 1e6:>34,.0f}{sum(m.private_dirty for m in maps) / 1e6:>16,.0f}{f'{min(own):,.0f} – {max(own):,.0f}' if own else '–':>28}", flush=True)
+        if n: end_workers(loader)
+
+
+READ = """
+import json, sys, time
 sys.path.insert(0, {root!r})
-import numpy as np
-from gesture_nb.data.frames import mapped
-a = mapped({path!r}, np.float32, {shape})
-before = psutil.Process().memory_full_info().pss
-total = float(a[::7].sum())
-print("read", flush=True); input()
-print((psutil.Process().memory_full_info().pss - before) / 1e6, a.nbytes / 1e6, flush=True); input()
+from pathlib import Path
+import pyarrow.csv, pyarrow.parquet
+import gesture_nb.data.readers as R
+peak = lambda: int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))) / 1024
+def bare(folder, cache): return pyarrow.csv.read_csv(folder / "train.csv").num_rows
+def keep(folder, cache):
+    place, header = R.opened(folder / "train.csv")
+    return R.parquet_rows(R.keep_as_parquet(place.path, cache, header, R.check_header(place, header)))
+def later(folder, cache): return R.read_competition(folder, "train", cache).rows
+before, clock, cpu = peak(), time.perf_counter(), time.process_time()
+rows = {what}(Path({folder!r}), Path({cache!r}))
+print(json.dumps([rows, time.perf_counter() - clock, time.process_time() - cpu, peak() - before]))
 """
 
 
-def sharing(folder, f):
-    print("\nProcesses that map the same arrays share their pages (proportional set size, added up)")
-    for n in (1, 2, 4):
-        code = WORKER.format(root=sys.path[0], path=str(next(folder.glob("frames*.values.raw"))), shape=f.values.shape)
-        all_of = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(n)]
-        for p in all_of: p.stdout.readline()
-        for p in all_of: p.stdin.write("\n"); p.stdin.flush()
-        own = [p.stdout.readline().split() for p in all_of]
-        for p in all_of: p.communicate("\n")
-        print(f"    {n} processes read an array of {float(own[0][1]):,.0f} MB: {sum(float(o[0]) for o in own):,.0f} MB more memory in use", flush=True)
+def csv_to_parquet(folder, tenth, cache):
+    def child(what, where=folder):
+        if what == "keep":
+            for p in cache.glob("*.parquet"): p.unlink()
+        code = READ.format(root=sys.path[0], what=what, folder=str(where), cache=str(cache))
+        return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    print(f"\nCSV of {(folder / 'train.csv').stat().st_size / 1e6:,.0f} MB; each in a process of its own, in turns, the best of three")
+    runs = {what: [] for what in ("bare", "keep")}
+    for _ in range(3):
+        for what in runs: runs[what].append(child(what))
+    best = {what: np.min([r[1:] for r in rs], axis=0) for what, rs in runs.items()}
+    rows = runs["bare"][0][0]
+    say("    PyArrow's bare reader", best["bare"][0], rows, f"{best['bare'][1]:.1f} s of processor time, {best['bare'][2]:,.0f} MB")
+    say("    read, checked and kept as Parquet", best["keep"][0], rows, f"{best['keep'][1]:.1f} s of processor time, {best['keep'][2]:,.0f} MB; "
+        f"{best['keep'][0] / best['bare'][0]:.2f} × the bare reader, {best['keep'][1] / best['bare'][1]:.2f} × its processor time")
+    _, wall, cpu, more = child("later")
+    say("    later runs: the table from Parquet", wall, rows, f"{cpu:.1f} s of processor time, {more:,.0f} MB (the table itself is {rows * 332 * 4 / 1e6:,.0f} MB)")
+    small = child("keep", tenth)
+    say("    a tenth of the rows kept as Parquet", small[1], small[0], f"{small[3]:,.0f} MB")
 
 
-def csv_to_parquet(folder, sequences):
-    import pyarrow.csv
-
-    from gesture_nb.data.readers import read_competition
-    from gesture_nb.data.simulate import write_competition
-    write_competition(folder, sequences, seed=0)
-    path = folder / "train.csv"
-    print(f"\nCSV of {path.stat().st_size / 1e6:,.0f} MB")
-    bare, t = timed(lambda: pyarrow.csv.read_csv(path), 1)
-    rows = t.num_rows
-    del t
-    say("    PyArrow's bare reader", bare, rows)
-    first, _ = timed(lambda: read_competition(folder), 1)
-    say("    read, checked and kept as Parquet", first, rows, f"{first / bare:.2f} × the bare reader")
-    later, _ = timed(lambda: read_competition(folder), 1)
-    say("    later runs", later, rows)
+def frames(a):
+    from gesture_nb.data.simulate import simulate
+    seconds, table = timed(lambda: simulate(a.sequences, seed=0), 1)
+    say("simulated", seconds, table.rows)
+    side_by_side(table, min(a.sample, a.sequences))
+    linear(table)
+    one_sequence(table)
+    with tempfile.TemporaryDirectory() as tmp:
+        f = store(table, Path(tmp))
+        del table
+        sharing(f)
+    memory()
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--sequences", type=int, default=8151)
     p.add_argument("--sample", type=int, default=60, help="sequences for the row-wise loop")
-    p.add_argument("--csv", action="store_true")
+    p.add_argument("--csv", nargs="?", const="", metavar="FOLDER", help="also CSV to Parquet, of a competition folder or of one simulated now")
+    p.add_argument("--only-csv", action="store_true")
     a = p.parse_args()
-    from gesture_nb.data.simulate import simulate
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; NumPy {np.__version__}")
-    seconds, table = timed(lambda: simulate(a.sequences, seed=0), 1)
-    say("simulated", seconds, table.rows)
-    f = side_by_side(table, min(a.sample, a.sequences))
-    linear(table)
-    one_sequence(table)
+    if not a.only_csv: frames(a)
+    if a.csv is None: return
+    from gesture_nb.data.simulate import write_competition
     with tempfile.TemporaryDirectory() as tmp:
-        store(table, Path(tmp))
-        sharing(Path(tmp), f)
-    del f, table
-    memory()
-    if a.csv:
-        with tempfile.TemporaryDirectory() as tmp: csv_to_parquet(Path(tmp), a.sequences)
+        folder, tenth = Path(a.csv or f"{tmp}/whole"), Path(tmp) / "tenth"
+        if not a.csv: write_competition(folder, a.sequences, seed=0)
+        write_competition(tenth, a.sequences // 10, seed=0)
+        csv_to_parquet(folder, tenth, Path(tmp))
 
 
 if __name__ == "__main__": main()

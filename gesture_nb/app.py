@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .artifacts import MANIFEST, locked, write_json
+from .artifacts import MANIFEST, check_results, locked, write_json
 from .config import Settings, UserError, changed, fixed_weights, read_settings, with_settings
 from .progress import Reporter
 
@@ -64,14 +64,15 @@ def without_second_run(s: Settings, reporter) -> Settings:
 # %% ../nbs/80_app.ipynb #9d90a452
 @contextmanager
 def ending_in_order(reporter):
-    "SIGTERM raises `KeyboardInterrupt` inside; both say that the work can be taken up again."
-    def stop(number, frame): raise KeyboardInterrupt
+    "SIGTERM and Ctrl-C let a training keep its state, then raise `KeyboardInterrupt`; it is said that the work can be taken up again."
+    def stop(number, frame):
+        if not reporter.ask_to_stop(): raise KeyboardInterrupt
     mine = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if mine else None
+    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)} if mine else {}
     try: yield
     except KeyboardInterrupt: reporter.say("Interrupted: what was finished is kept, and the same command goes on from the last checkpoint."); raise
     finally:
-        if mine: signal.signal(signal.SIGTERM, before)
+        for s, old in before.items(): signal.signal(s, old)
 
 def patient_threads() -> None:
     "Lets idle OpenMP threads sleep instead of spinning, which on a busy machine can cost minutes; must be said before OpenMP is loaded."
@@ -110,6 +111,7 @@ def served_lines(served: dict) -> list:
 def may_train(s: Settings) -> bool:
     "False where training is switched off; then finished members must be there, which is checked before anything else."
     if s.run_any_training is not False: return True
+    check_results(s.output_path)
     wanted = needed(s)
     missing = [m for m in wanted if not any((s.output_path / "members" / m).glob(f"fold*/{MANIFEST}"))]
     if missing or not wanted:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'atomic_path', 'write_text', 'write_json', 'read_json', 'write_arrays', 'read_arrays', 'sha256_file',
-           'fingerprint', 'DamagedError', 'write_manifest', 'check_manifest', 'atomic_folder', 'sweep', 'locked']
+           'fingerprint', 'DamagedError', 'write_sealed', 'read_sealed', 'write_manifest', 'check_manifest',
+           'check_results', 'atomic_folder', 'sweep', 'locked']
 
 # %% ../nbs/03_artifacts.ipynb #8c76e3c9
 import errno
@@ -47,9 +48,11 @@ def write_text(path, text: str) -> None:
     "Writes a UTF-8 text file atomically."
     with atomic_path(path) as tmp: tmp.write_text(text, encoding="utf-8")
 
+def _json(value) -> str: return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+
 def write_json(path, value) -> None:
     "Writes `value` as readable JSON with sorted keys, atomically."
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+    write_text(path, _json(value))
 
 def _plain(v):
     "NumPy scalars, arrays and paths as JSON values."
@@ -95,28 +98,41 @@ def fingerprint(*parts) -> str:
         h.update(len(b).to_bytes(8, "little") + b)
     return h.hexdigest()[:16]
 
+# %% ../nbs/03_artifacts.ipynb #ebb9111c
+class DamagedError(UserError):
+    "A file is not what was written; the message names it."
+
+def _sealed(body: dict) -> dict: return body | {"digest": fingerprint(body)}
+
+def write_sealed(path, body: dict) -> None:
+    "Writes a JSON object together with a digest of it."
+    write_json(path, _sealed(json.loads(json.dumps(body, default=_plain))))
+
+def read_sealed(path) -> dict:
+    "What `write_sealed` wrote. Raises `DamagedError` if a byte of it is another."
+    try: text = Path(path).read_bytes().decode(); found = json.loads(text); del found["digest"]; same = text == _json(_sealed(found))
+    except FileNotFoundError: raise DamagedError(f"{path} is missing.") from None
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as e: raise DamagedError(f"{path} is damaged ({str(e)[:200]}).") from None
+    if not same: raise DamagedError(f"{path} is damaged: its digest does not fit its content.")
+    return found
+
 # %% ../nbs/03_artifacts.ipynb #c4d9b876
 MANIFEST = "manifest.json"
 
-class DamagedError(UserError):
-    "A file is not what its manifest says; the message names it."
-
-def write_manifest(folder, **facts) -> dict:
-    "Records every file below `folder` with size and SHA-256, together with `facts`; returns the manifest."
+def write_manifest(folder, names=None, /, **facts) -> dict:
+    "Records every file below `folder`, or those of `names`, with size and SHA-256, together with `facts`; returns the manifest."
     folder = Path(folder)
     files = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
-             for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST and not p.name.endswith(".tmp")}
+             for p in (sorted(folder.rglob("*")) if names is None else map(folder.joinpath, names)) if p.is_file() and p.name != MANIFEST and not p.name.endswith(".tmp")}
     body = {"facts": json.loads(json.dumps(facts, default=_plain)), "files": files}
-    write_json(folder / MANIFEST, body | {"digest": fingerprint(body)})
+    write_sealed(folder / MANIFEST, body)
     return body
 
 # %% ../nbs/03_artifacts.ipynb #a1b25ebd
 def check_manifest(folder, contents: bool = True) -> dict:
     "The facts of a folder's manifest after checking all its files (sizes only if not `contents`). Raises `DamagedError`."
     folder = Path(folder)
-    try: m = read_json(folder / MANIFEST); body = {"facts": m["facts"], "files": m["files"]}
-    except (UserError, KeyError, TypeError) as e: raise DamagedError(f"{folder / MANIFEST} is damaged or missing ({e}).") from None
-    if fingerprint(body) != m.get("digest"): raise DamagedError(f"{folder / MANIFEST} is damaged: its digest does not fit its content.")
+    m = read_sealed(folder / MANIFEST)
     for name, want in m["files"].items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()): raise DamagedError(f"{folder / MANIFEST} names a file outside its folder: {name}.")
@@ -124,6 +140,13 @@ def check_manifest(folder, contents: bool = True) -> dict:
         if path.stat().st_size != want["bytes"] or (contents and sha256_file(path) != want["sha256"]):
             raise DamagedError(f"{path} is damaged: its bytes are not those that were written.")
     return m["facts"]
+
+# %% ../nbs/03_artifacts.ipynb #4968fc8c
+def check_results(out) -> None:
+    "Raises `DamagedError` if a finished run's results are not what was written; says nothing of a run that is not finished."
+    if not (Path(out) / MANIFEST).exists(): return
+    try: check_manifest(out)
+    except DamagedError as e: raise DamagedError(f"{e} The members stand for themselves: `gesture-nb train --out {out}` writes the results anew.") from None
 
 # %% ../nbs/03_artifacts.ipynb #f4fa30a7
 @contextmanager
@@ -154,9 +177,9 @@ def _runs(pid: int) -> bool:
     except OSError: return True
     return True
 
-def sweep(folder) -> list:
-    "Removes the temporary files and folders in `folder` whose process is gone; returns their names."
-    gone = [p for p in Path(folder).glob(".*.tmp") if (m := re.search(r"\.(\d+)-[0-9a-f]{8}(\.old)?\.tmp$", p.name)) and not _runs(int(m[1]))]
+def sweep(folder, alone: bool = False) -> list:
+    "Removes the temporary files and folders in `folder` whose process is gone, or all if nobody else may write there; returns their names."
+    gone = [p for p in Path(folder).glob(".*.tmp") if (m := re.search(r"\.(\d+)-[0-9a-f]{8}(\.old)?\.tmp$", p.name)) and (alone or not _runs(int(m[1])))]
     for p in gone: shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
     return [p.name for p in gone]
 

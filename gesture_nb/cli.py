@@ -46,7 +46,7 @@ def serve(args):
 def features(args):
     "Compute the frame features of the data and keep them."
     from gesture_nb.commands import build_features
-    build_features(**settings_from(args))
+    build_features(args.verify, **settings_from(args))
 
 # %% ../nbs/89_cli.ipynb #e919437d
 def evaluate(args):
@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 # %% ../nbs/89_cli.ipynb #8b7b19ab
+def _features_options(p): p.add_argument("--verify", action="store_true", help="compare full checksums of what is kept, and compute again what is damaged")
 def _predict_options(p): p.add_argument("--to", default="predictions.parquet", help="the file to write")
 def _simulate_options(p):
     p.add_argument("--to", required=True, help="the folder to write")
@@ -115,7 +116,7 @@ def _kaggle_options(p):
 def _evaluate_options(p):
     p.add_argument("--ablate", nargs="?", const="all", metavar="LEVERS", help="also train again without each lever, or without those named (mixup,ema,…), and say what it is worth")
 
-EXTRA = {"predict": _predict_options, "evaluate": _evaluate_options, "simulate": _simulate_options, "kaggle": _kaggle_options}
+EXTRA = {"features": _features_options, "predict": _predict_options, "evaluate": _evaluate_options, "simulate": _simulate_options, "kaggle": _kaggle_options}
 
 # %% ../nbs/89_cli.ipynb #84bf1b1c
 def with_command(argv) -> list:

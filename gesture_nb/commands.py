@@ -12,19 +12,22 @@ from pathlib import Path
 import numpy as np
 
 from .app import Outcome, Reporter, known_people, score_lines, session
-from .artifacts import atomic_path, read_json, write_json
+from .artifacts import atomic_path, check_results, read_json, write_json
 from .config import UserError, fixed_weights, read_settings
 
 # %% ../nbs/81_commands.ipynb #503482f7
-def build_features(**overrides):
+def build_features(
+    verify: bool = False,    # compare full checksums of what is kept, instead of sizes and times
+    **overrides,             # settings
+):
     "What `gesture-nb features` does; returns the `FrameFeatures`."
     from gesture_nb.data.readers import read_table, source_fingerprint
     from gesture_nb.training.run import features_of, store_folder
     with session(**overrides) as (s, reporter):
         reporter.say("Loading training data")
         table = read_table(s.data, s, reporter)
-        frames, (summaries, names) = features_of(table, s, reporter, source_fingerprint(s.data, store_folder(s)))
-        reporter.say(f"{frames!r}; {len(names)} summaries a sequence; in {store_folder(s)}")
+        frames, (summaries, names) = features_of(table, s, reporter, source_fingerprint(s.data, store_folder(s)), verify)
+        reporter.say(f"{frames!r}; {len(names)} summaries a sequence; in {store_folder(s)}{', all checksums right' * verify}")
         return frames
 
 # %% ../nbs/81_commands.ipynb #1206b31a
@@ -33,6 +36,7 @@ def read_oof(out) -> dict:
     import pyarrow.parquet as pq
     path = Path(out) / "oof.parquet"
     if not path.exists(): raise UserError(f"{out} holds no finished run: there is no oof.parquet. Train one with `gesture-nb train --out {out}`.")
+    check_results(out)
     t = pq.read_table(path)
     wide = lambda c: np.asarray(c.combine_chunks().flatten(), np.float32).reshape(len(t), -1)
     return {n: wide(t[n]) if n.startswith("p_") else t[n].to_numpy(zero_copy_only=False) for n in t.column_names}

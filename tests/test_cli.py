@@ -143,6 +143,24 @@ def test_serving_only_refuses_other_data(run, toy, tmp_path, program):
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
+def test_features_are_verified_when_asked(toy, tmp_path, capsys):
+    """A flipped bit under an unchanged time: only full checksums can see it."""
+    import os
+
+    from gesture_nb.cli import main
+
+    features = ["features", "--data", str(toy), "--out", str(tmp_path), "--progress", "lines"]
+    assert main(features) == 0
+    path = next(tmp_path.rglob("*.values.raw"))
+    stat, right = path.stat(), path.read_bytes()
+    path.write_bytes(right[:999] + bytes([right[999] ^ 1]) + right[1000:])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    capsys.readouterr()
+    assert main(features) == 0 and path.read_bytes() != right
+    assert main([*features, "--verify"]) == 0 and path.read_bytes() == right
+    assert "checksum does not fit" in capsys.readouterr().out
+
+
 def test_predict_evaluate_report_replay(run, toy, tmp_path, program):
     import pyarrow.parquet as pq
 

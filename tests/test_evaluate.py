@@ -16,6 +16,7 @@ from gesture_nb.training.ensemble import find_recipe
 from gesture_nb.training.evaluate import asked_again, finished_units, imu_half, run_settings, scenarios_of, silenced, summary
 from gesture_nb.training.plan import Size, estimate, outlook, work
 from gesture_nb.training.repair import find_repairs
+from gesture_nb.training.results import kept_answers
 from gesture_nb.training.verdict import arrival, draw
 
 
@@ -122,7 +123,7 @@ def test_sensors_are_removed_before_the_features(done):
     assert np.isnan(quiet.values[7:]).all() and np.array_equal(quiet.values[:7], done.p.table.values[:7], equal_nan=True) and not np.isnan(done.p.table.values[7:]).all()
     units = finished_units(done.s, done.p)
     again = asked_again(done.p, units, (), done.s.seed)
-    for (_, a), b in zip(training.kept_answers(units), again): assert np.allclose(a["proba"], b[1]["proba"], atol=1e-5)  # nothing removed: what was said in training
+    for (_, a), b in zip(kept_answers(units), again): assert np.allclose(a["proba"], b[1]["proba"], atol=1e-5)  # nothing removed: what was said in training
 
 
 def test_evaluation_of_a_run(done):

@@ -195,6 +195,16 @@ def test_the_columns_depend_on_the_channels_alone():
     assert more.names == frame_features(imu).names and more.grids is None
 
 
+def test_distances_no_sensor_gives():
+    "Beyond `far`, beyond 16 bits, below -1: the raw grid keeps what it can, and distances end at `far`."
+    x = recording(5, 1)
+    x[12:76] = np.float32([40_000, 400, 1e20, -7, 0.6])
+    f = frame_features(table_from_arrays([x], WHOLE, rate_hz=10))
+    assert (f.grids[:, 0] == np.array([32767, 400, 32767, -2, 1])[:, None, None]).all()
+    assert f.values[:, f.names.index("tof.1_mean")].tolist() == [255, 255, 255, 255, 1] and f.values[:, f.names.index("tof.1_share")].tolist() == [1] * 5
+    assert f.values[:, f.names.index("tof.1_change")].tolist() == [0, 0, 0, 0, 2540]
+
+
 def test_any_order_of_channels():
     rng = np.random.default_rng(0)
     order = rng.permutation(len(WHOLE))

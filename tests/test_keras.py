@@ -132,7 +132,7 @@ def test_killed_in_an_epoch_and_resumed_ends_at_the_same_bytes(tmp_path):
             def __enter__(self): return self
             def __exit__(self, *e): pass
             def say(self, *a, **kw): pass
-            def start_epoch(self, epoch): print('epoch', epoch, flush=True)
+            def start_epoch(self, epoch, *done): print('epoch', epoch, flush=True)
             def step(self, loss, lr):
                 self.steps += 1
                 if self.steps == die_at: os.kill(os.getpid(), signal.SIGKILL)
@@ -206,7 +206,7 @@ def test_the_learning_rate_is_reported(fitted):
         def __enter__(self): return self
         def __exit__(self, *e): pass
         def say(self, text): pass
-        def start_epoch(self, epoch): pass
+        def start_epoch(self, epoch, *done): pass
         def step(self, loss, lr): seen.append((loss, lr))
         def end_epoch(self, **metrics): pass
     KerasMember(Settings(), 1, 1, SMALL).fit(fitted[1], reporter=Spy())
@@ -235,6 +235,6 @@ def test_an_error_while_training_reaches_the_caller(fitted):
         def __enter__(self): return self
         def __exit__(self, *e): return False
         def say(self, text): pass
-        def start_epoch(self, epoch): pass
+        def start_epoch(self, epoch, *done): pass
         def step(self, loss, lr): raise RuntimeError("the bar fell over")
     with pytest.raises(RuntimeError, match="the bar fell over"): KerasMember(Settings(), 1, 1, SMALL).fit(fitted[1], reporter=Broken())

@@ -175,6 +175,20 @@ def test_bad_csv(tmp_path, kind):
     refused(save(make(), tmp_path / "bad.csv"), "bad.csv", *words)
 
 
+def test_the_line_is_the_one_an_editor_shows(tmp_path):
+    lines = tidy(note="x").astype({"acc_x": object}).to_csv(index=False).splitlines()
+    lines[2] = lines[2].rsplit(",", 1)[0] + ',"two\nlines"'
+    cells = lines[6].split(",")
+    lines[6] = ",".join([*cells[:4], "abc", *cells[5:]])
+    lines[4:4] = ["", ""]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    assert (tmp_path / "a.csv").read_text().split("\n")[9].count("abc") == 1
+    refused(tmp_path / "a.csv", "line 10", "'acc_x'", "'abc'")
+    lines[8] = lines[8].replace("abc", "9e9")
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    refused(tmp_path / "a.csv", "line 10", "'acc_x'", "no reading")
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_parquet(tmp_path, kind):
     make, words = BAD[kind]

@@ -1,5 +1,6 @@
 """Killed with SIGKILL again and again, taken up again each time: the end is the same, to the byte."""
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 
 import pytest
+from conftest import ROOT
 
 SETTINGS = ["--members", "lgbm,torch,keras", "--folds", "2", "--epochs", "4", "--batch-size", "8", "--boosting-rounds", "30", "--progress", "lines"]
 
@@ -18,6 +20,28 @@ def command(toy, out, *more):
 def start(toy, out, *more, **environ):
     return subprocess.Popen(command(toy, out, *more), env=os.environ | {"PRINT_EVERY_STEPS": "1"} | environ, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+# the whole process group dies in the middle of a write: all is written under its temporary name, and not renamed yet
+DIES_WRITING = """
+import os, re, signal, sys
+pattern, old = sys.argv[1], os.replace
+def replace(a, b):
+    if re.search(pattern, str(b)): os.killpg(0, signal.SIGKILL)
+    old(a, b)
+os.replace = replace
+from gesture_nb.cli import main
+if __name__ == "__main__": sys.exit(main(sys.argv[2:]))
+"""
+
+
+def dies_writing(script, toy, out, pattern, *more):
+    """Runs until a file or folder whose path matches is about to take its place; returns what was said."""
+    script.write_text(DIES_WRITING)
+    p = subprocess.run([sys.executable, script, pattern, *command(toy, out, *more)[3:]], env=os.environ | {"PRINT_EVERY_STEPS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+                       capture_output=True, text=True, start_new_session=True, timeout=400)
+    assert p.returncode == -signal.SIGKILL, p.stdout[-1500:] + p.stderr[-1500:]
+    return p.stdout
 
 
 def kill_when(process, seen, how=signal.SIGKILL):
@@ -57,15 +81,20 @@ def undisturbed(toy, tmp_path_factory):
     return content(out)
 
 
+KILLS = [("while the store is written", r"frames-\w+\.values\.raw$"), ("inside a fold of trees", "[LightGBM] fold=1"), ("when a fold of trees takes its place", r"members/lgbm/fold1$"),
+         ("inside an epoch", "[Torch] fold=1 epoch=3/4 step=2/"), ("between a checkpoint's write and its rename", r"torch/fold0/checkpoint/state-"),
+         ("between folds", r"torch/fold1/checkpoint\.json$"), ("inside an epoch", "[Keras] fold=1 epoch=3/4 step=2/"),
+         ("during the export of weights", r"keras/\.fold1\..*weights\.safetensors$"), ("while results are written", r"metrics\.json$")]
+
+
 def test_killed_at_chosen_points_it_ends_in_the_same_bytes(toy, tmp_path, undisturbed):
-    out = tmp_path / "out"
-    for seen in ("Processing sequence", "[LightGBM] fold=1", "[LightGBM] fold=2", "[Torch] fold=1 epoch=3/4 step=2/", "[Torch] fold=2 epoch=1/4 step=2/",
-                 "[Keras] fold=1 epoch=3/4 step=2/", "[Keras] fold=2 epoch=4/4 step=1/"):
-        kill_when(start(toy, out), seen)
+    out, said = tmp_path / "out", []
+    for _, point in KILLS:
+        said.append("".join(kill_when(start(toy, out), point)) if point.startswith("[") else dies_writing(tmp_path / "dies.py", toy, out, point))
         assert not (out / "metrics.json").exists()
-    said = finish(start(toy, out))
-    assert "[Torch]" not in said and "[LightGBM]" not in said  # finished units are kept
-    assert "[Keras] fold=2 epoch=1/" not in said  # and the unfinished one goes on where it was
+    assert "[Keras] fold=1 epoch=1/" not in said[7]  # the unfinished unit goes on where it was
+    last = finish(start(toy, out))
+    assert not re.search(r"\[(Torch|LightGBM|Keras)\]", last)  # finished units are kept
     found = content(out)
     assert found.keys() == undisturbed.keys()
     assert [k for k in found if found[k] != undisturbed[k]] == []
@@ -76,6 +105,7 @@ def test_terminated_it_says_so_and_leaves_no_process(toy, tmp_path):
     import psutil
 
     out = tmp_path / "out"
+    shared = set(os.listdir("/dev/shm"))
     process = start(toy, out, "--members", "torch", "--workers", "2", "--epochs", "60")
     lines = []
     for line in process.stdout:
@@ -89,6 +119,10 @@ def test_terminated_it_says_so_and_leaves_no_process(toy, tmp_path):
     assert any("goes on from the last checkpoint" in s for s in lines)
     assert psutil.wait_procs(workers, timeout=20)[1] == []
     assert workers
+    assert not list(out.rglob("*.tmp")) and {n for n in set(os.listdir("/dev/shm")) - shared if n.startswith(("torch_", "sem.mp", "psm_"))} == set()
+    step = [re.search(r"epoch=(\d+)/\d+ step=(\d+)/(\d+)", s).groups() for s in lines if "[Torch]" in s][-1]  # the last step is kept, and counted on
+    following = f"epoch={int(step[0]) + 1}/60 step=1/" if step[1] == step[2] else f"epoch={step[0]}/60 step={int(step[1]) + 1}/"
+    assert following in next(s for s in kill_when(start(toy, out, "--members", "torch", "--epochs", "60"), "[Torch] fold=1") if "[Torch]" in s)
 
 
 def test_changed_batch_size_cannot_slip_into_a_schedule(toy, tmp_path):

@@ -54,7 +54,7 @@ class Quiet:
     def training(self, *_, **__): return self
     def __enter__(self): return self
     def __exit__(self, *_): pass
-    def start_epoch(self, epoch): self.epoch, self.n = epoch, 0
+    def start_epoch(self, epoch, *done): self.epoch, self.n = epoch, 0
     def step(self, loss, lr):
         self.n += 1
         self.losses.append(loss)

@@ -8,7 +8,6 @@ __all__ = ['meant', 'need_columns', 'check_header', 'csv_trouble', 'csv_batches'
 
 # %% ../../nbs/12_data.files.ipynb #2270b918
 import csv
-import gzip
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import UserError, suggestion
-from .columns import IDS, LARGEST, Place, assemble, floats
+from .columns import IDS, LARGEST, Place, assemble, floats, text_of
 from .sequences import SequenceTable
 from ..schema import ACC, CHANNELS, DEMOGRAPHICS, GROUPS, TOF
 
@@ -58,10 +57,6 @@ def check_header(place: Place, columns) -> list:
     return channels
 
 # %% ../../nbs/12_data.files.ipynb #d2507437
-def _text(path: Path):
-    "A CSV file as text; bytes that are no UTF-8 become lone surrogates."
-    return (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
-
 def _is_number(cell: str) -> bool:
     try: return float(cell) is not None
     except ValueError: return cell.strip().lower() in ("", "na", "n/a", "#n/a", "null", "none")
@@ -74,7 +69,7 @@ def _header(path: Path) -> list:
         with open(path, "rb") as f: start = f.read(4)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start: raise place.error("this is no UTF-8 text", todo="Save it as CSV in UTF-8.")
         if start[:4] == b"PAR1": raise place.error("this is a Parquet file", todo="Name it *.parquet.")
-        with _text(path) as f: header = next(csv.reader(f), None)
+        with text_of(path) as f: header = next(csv.reader(f), None)
     except (OSError, EOFError, csv.Error) as e: raise place.error(f"it cannot be read ({e})", todo="Check the file, or write it again.") from None
     if not header: raise place.error("the file is empty", todo="Choose a file with recordings in it.")
     if any("\udc80" <= ch <= "\udcff" for ch in "".join(header)): raise place.error("the header is no UTF-8 text", -1, todo="Save the file as CSV in UTF-8.")
@@ -82,26 +77,25 @@ def _header(path: Path) -> list:
 
 # %% ../../nbs/12_data.files.ipynb #0ef5b62d
 def _first_bad(path: Path, header: list, k: int = None):
-    "(line, column position or None, what is wrong) of the first bad line, looking for non-numbers in column `k` only."
-    with _text(path) as f:
-        rows = csv.reader(f); next(rows)
-        for row in rows:
-            if not row: continue
+    "(data row, column position or None, what is wrong) of the first bad line, looking for non-numbers in column `k` only."
+    with text_of(path) as f:
+        for i, row in enumerate(row for row in csv.reader(f) if row):
+            if i == 0: continue
             odd = next((j for j, cell in enumerate(row) if not cell.isascii() and any("\udc80" <= ch <= "\udcff" for ch in cell)), None)
-            if odd is not None: return rows.line_num, odd, "the cell is no UTF-8 text. Save the file as CSV in UTF-8"
-            if len(row) != len(header): return rows.line_num, None, f"the line has {len(row)} cells, but the header has {len(header)}. Mend or drop the line"
-            if k is not None and not _is_number(row[k]): return rows.line_num, k, f"'{row[k][:40]}' is not a number. Mend the cell or leave it empty"
+            if odd is not None: return i - 1, odd, "the cell is no UTF-8 text. Save the file as CSV in UTF-8"
+            if len(row) != len(header): return i - 1, None, f"the line has {len(row)} cells, but the header has {len(header)}. Mend or drop the line"
+            if k is not None and not _is_number(row[k]): return i - 1, k, f"'{row[k][:40]}' is not a number. Mend the cell or leave it empty"
     return None
 
 # %% ../../nbs/12_data.files.ipynb #8f073752
 def csv_trouble(path: Path, header: list, e: Exception) -> UserError:
     "The sentence for what PyArrow said about a CSV file."
-    place, m = Place(path, True), re.search(r"In CSV column #(\d+): CSV conversion error to \w+: invalid value", str(e))
+    place, m = Place(path, True), re.search(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to \w+: invalid value", str(e))
     try: bad = _first_bad(path, header, int(m[1]) if m else None)
     except (OSError, EOFError, csv.Error) as again: bad, e = None, again
     if bad is None: return place.error(f"it cannot be read as CSV ({str(e).splitlines()[0][:200]})", todo="Check the file, or write it again.")
     said, _, todo = bad[2].partition(". ")
-    return place.error(said, bad[0] - 2, None if bad[1] is None or bad[1] >= len(header) else header[bad[1]], todo + ".")
+    return place.error(said, bad[0], None if bad[1] is None or bad[1] >= len(header) else header[bad[1]], todo + ".")
 
 # %% ../../nbs/12_data.files.ipynb #63999591
 @contextmanager

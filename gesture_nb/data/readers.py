@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import atomic_path, fingerprint, read_json, sha256_file, write_json
+from ..artifacts import atomic_path, fingerprint, read_sealed, sha256_file, write_sealed
 from ..config import UserError, suggestion
 from .columns import Place, codes_of, floats, values_of
 from .files import BrokenFile, batches_of, check_header, csv_batches, csv_trouble, need_columns, open_parquet, opened, parquet_batches, parquet_rows, read_tidy, table_of
@@ -185,11 +185,11 @@ def _sha(path: Path, cache) -> str:
     "SHA-256 of a file, looked up if nothing about it changed."
     if cache is None: return sha256_file(path)
     book, stamp = Path(cache) / "sources.json", _stamp(path)
-    try: known = read_json(book)
+    try: known = read_sealed(book)
     except UserError: known = {}
-    if not isinstance(known, dict) or stamp not in known:
-        known = (known if isinstance(known, dict) else {}) | {stamp: sha256_file(path)}
-        try: write_json(book, known)
+    if stamp not in known:
+        known |= {stamp: sha256_file(path)}
+        try: write_sealed(book, known)
         except UserError: pass  # it only saves time
     return known[stamp]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FrameSettings', 'estimate_orientation', 'acceleration_features', 'turning_features', 'rotation_features',
-           'free_of_gravity', 'motion_features', 'thermal_features', 'grid_features', 'rates', 'feature_names',
+           'free_of_gravity', 'motion_features', 'thermal_features', 'flight_features', 'rates', 'feature_names',
            'frame_features', 'mirror_hands', 'flip_upside_down']
 
 # %% ../../nbs/20_features.frames.ipynb #50493d78
@@ -17,9 +17,10 @@ import numpy as np
 from ..config import UserError
 from ..data.frames import FrameFeatures
 from ..data.sequences import SequenceTable, blocks, offsets_of, rows_of, span
-from .physics import (Rows, change, conjugate, decayed_sum, fill, integrate, length, matrix, product, rotate, rotation_vector,
-                                         sign_continuous, smooth, turns, upright)
-from ..schema import ACC, CMI_RATE_HZ, GRAVITY, GYR, N_THM, N_TOF, ROT, TOF
+from .grids import grid_features, grid_sums, lay, whole_numbers
+from .physics import (Rows, change, conjugate, fill, integrate, length, matrix, product, rotate, rotation_vector, running_sum,
+                                         sign_continuous, smooth, together, turns, upright)
+from ..schema import ACC, CMI_RATE_HZ, GRAVITY, GYR, N_THM, N_TOF, ROT
 
 # %% ../../nbs/20_features.frames.ipynb #7808d42c
 @dataclass(frozen=True)
@@ -54,10 +55,9 @@ def _named(group, names, arrays, size=None):
     out = {f"{group}.{n}": a for n, a in zip(names, arrays)}
     return out | ({f"{group}.{size}": length(arrays)} if size else {})
 
-def acceleration_features(acc, q, strength, known, rate, rows: Rows) -> dict:
-    "Acceleration as measured, without gravity in device and world frame, its jerk, and where up is."
-    m = matrix(q)
-    up = np.stack(m[2])
+def acceleration_features(acc, m, strength, known, rate, rows: Rows) -> dict:
+    "Acceleration as measured, without gravity in device and world frame, its jerk, and where up is; `m` is the rotation matrix."
+    up = together(m[2])
     linear, world = acc - strength * up, rotate(m, acc)
     world[2] -= strength
     jerk = change(linear, rows) * rate
@@ -71,27 +71,29 @@ def acceleration_features(acc, q, strength, known, rate, rows: Rows) -> dict:
 def turning_features(omega, q, rate, rows: Rows, group: str, prefix: str) -> dict:
     "Angular velocity, the angle turned since the last row, the sum of such angles, and how far the device is turned away from its start."
     angle = length(omega) / rate
-    angle[rows.offsets[:-1]] = 0
-    away = rotation_vector(product(conjugate(q[:, rows.start]), q))
+    angle[rows.first] = 0
+    away = rotation_vector(product(conjugate(rows.spread(q[:, rows.first])), q))
     return (_named(group, [prefix + a for a in "xyz"], omega, prefix + "mag")
-            | {"motion.angle": angle, "motion.turned": decayed_sum(angle, np.ones(len(angle)), rows), "motion.away": length(away)})
+            | {"motion.angle": angle, "motion.turned": running_sum(angle, rows), "motion.away": length(away)})
 
-def rotation_features(q) -> dict:
+def rotation_features(q, m) -> dict:
     "The quaternion, sign-continuous, and the first two columns of its matrix (Zhou et al., CVPR 2019: continuous, unlike angles)."
-    m = matrix(q)
     return _named("rot", "wxyz", q) | {f"rot.r{i + 1}{j + 1}": m[i][j] for j in (0, 1) for i in range(3)}
 
 # %% ../../nbs/20_features.frames.ipynb #c9543335
-@lru_cache(maxsize=64)
-def _positions(names: tuple) -> dict: return {c: i for i, c in enumerate(names)}
+@lru_cache(maxsize=256)
+def _places(table: tuple, names: tuple):
+    "Where channels are in a table: a slice if they lie side by side, else positions, -1 for those that it lacks; None if it lacks all."
+    where = {c: i for i, c in enumerate(table)}
+    at = np.array([where.get(c, -1) for c in names])
+    if at.max() < 0: return None
+    return slice(at[0], at[-1] + 1) if at[0] >= 0 and (np.diff(at) == 1).all() else at
 
-def _read(t: SequenceTable, names):
-    "float32 `[len(names), rows]`: a view if the channels lie side by side, nulls for those the table lacks; None if it lacks all."
-    where = _positions(t.names)
-    at = [where.get(c, -1) for c in names]
-    if max(at) < 0: return None
-    if at == list(range(at[0], at[0] + len(at))): return t.values[at[0]:at[0] + len(at)]
-    return np.stack([t.values[i] if i >= 0 else np.full(t.rows, np.nan, np.float32) for i in at])
+def _read(t: SequenceTable, names: tuple):
+    "float32 `[len(names), rows]`: a view if possible, nulls for channels that the table lacks; None if it lacks all."
+    at = _places(t.names, names)
+    if at is None or isinstance(at, slice): return None if at is None else t.values[at]
+    return np.where(at[:, None] < 0, np.float32(np.nan), t.values[at])
 
 def _sensor(t: SequenceTable, names, rows: Rows) -> tuple:
     "(readings, filled and 0 where there are none; bool `[n]`: which sequences have any)."
@@ -113,12 +115,12 @@ def _measured_rotation(t: SequenceTable, rows: Rows) -> tuple:
 # %% ../../nbs/20_features.frames.ipynb #8b977126
 def free_of_gravity(acc, rows: Rows):
     "bool `[n]`: sequences that are below 4 m/s² in more than an eighth of their rows."
-    return np.add.reduceat((length(acc) < 4).astype(int), rows.offsets[:-1]) > rows.lengths / 8
+    return np.add.reduceat((length(acc) < 4).astype(int), rows.first) > rows.lengths / 8
 
 # %% ../../nbs/20_features.frames.ipynb #319047c2
 def _mean_rise(acc, q, rows: Rows):
     "Mean upward acceleration of each sequence `[n]`, m/s²: with gravity, about 9.8 whatever the hand does, for it cannot rise for ever."
-    return np.add.reduceat(sum(u * a for u, a in zip(matrix(q)[2], acc)), rows.offsets[:-1]) / rows.lengths
+    return np.add.reduceat(sum(u * a for u, a in zip(matrix(q)[2], acc)), rows.first) / rows.lengths
 
 def _orientation(t: SequenceTable, acc, gyr, has_gyr, rate, rows: Rows, settings) -> tuple:
     "(quaternions, measured or estimated; strength of gravity `[rows]`; bool `[n]`: measured)."
@@ -139,103 +141,66 @@ def motion_features(t: SequenceTable, rate, rows: Rows, settings) -> tuple:
     "(name → `[rows]`, masks) of accelerometer, gyroscope and rotation."
     (acc, has_acc), (gyr, has_gyr) = _sensor(t, ACC, rows), _sensor(t, GYR, rows)
     q, strength, has_rot = _orientation(t, acc, gyr, has_gyr, rate, rows, settings)
-    turns_known, every = has_rot | has_gyr, rows.spread(rate).astype(np.float32)
-    out = acceleration_features(acc, q, strength, rows.spread(turns_known), every, rows)
-    wants = settings.channels or t.names
-    if set(GYR) & set(wants) or set(ROT) & set(wants):
-        omega = np.where(rows.spread(has_gyr), gyr, turns(q, rows) * every * rows.spread(has_rot))
-        named = ("gyr", "") if set(GYR) & set(wants) else ("motion", "ang_")
-        known = rows.spread(turns_known)
-        out |= {k: v * known for k, v in turning_features(omega, q, every, rows, *named).items()}
-    if set(ROT) & set(wants): out |= {k: v * rows.spread(turns_known) for k, v in rotation_features(q).items()}
-    return out, {"has_acc": has_acc, "has_gyr": has_gyr, "has_rot": has_rot}
+    m, known, every = matrix(q), rows.spread(has_rot | has_gyr), rows.spread(rate).astype(np.float32)
+    out = acceleration_features(acc, m, strength, known, every, rows)
+    wants, turning = set(settings.channels or t.names), {}
+    if wants & {*GYR, *ROT}:
+        omega = gyr if has_gyr.all() else np.where(rows.spread(has_gyr), gyr, turns(q, rows) * every * rows.spread(has_rot))
+        turning = turning_features(omega, q, every, rows, *(("gyr", "") if wants & set(GYR) else ("motion", "ang_")))
+    if wants & set(ROT): turning |= rotation_features(q, m)
+    if not known.all(): turning = {k: v * known for k, v in turning.items()}
+    return out | turning, {"has_acc": has_acc, "has_gyr": has_gyr, "has_rot": has_rot}
 
 # %% ../../nbs/20_features.frames.ipynb #142c7e9c
 def thermal_features(t: SequenceTable, sensors, rate, rows: Rows, settings) -> tuple:
     "(name → `[rows]`, masks): °C, °C above the mean of the other sensors, °C a second."
-    level, has = {}, {}
-    for k in sensors:
-        x = _read(t, (f"thm_{k}",))
-        x = np.full((1, t.rows), np.nan, np.float32) if x is None else x
-        with np.errstate(invalid="ignore"): filled, has[k] = fill(x, (x[0] >= settings.dead) & (x[0] < 1e3), rows)
-        level[k] = filled[0]
-    count, total = rows.spread(sum(h.astype(np.float32) for h in has.values())), sum(level.values())
-    others = {k: rows.spread(has[k]) * (count > 1) * (level[k] - (total - level[k]) / np.maximum(count - 1, 1)) for k in sensors}
-    out = {f"thm.{k}": v for k, v in level.items()} | {f"thm.{k}_others": v for k, v in others.items()}
-    return out | {f"thm.{k}_rate": change(v, rows) * rate for k, v in level.items()}, {f"has_thm_{k}": h for k, h in has.items()}
+    x = _read(t, tuple(f"thm_{k}" for k in sensors))
+    if x is None: x = np.full((len(sensors), t.rows), np.nan, np.float32)
+    with np.errstate(invalid="ignore"): level, has = fill(x, (x >= settings.dead) & (x < 1e3), rows)
+    count, total = rows.spread(has.sum(axis=0, dtype=np.float32)), sum(level)
+    others = (level - (total - level) / np.maximum(count - 1, 1)) * (rows.spread(has) & (count > 1))
+    out = {f"thm.{k}{name}": v for name, part in (("", level), ("_others", others), ("_rate", change(level, rows) * rate)) for k, v in zip(sensors, part)}
+    return out, {f"has_thm_{k}": h for k, h in zip(sensors, has)}
 
-# %% ../../nbs/20_features.frames.ipynb #9ed7746d
-_CUTS = ((0, 3), (3, 4), (4, 5), (5, 8))
-_HALVES, _THIRDS = ((0, 1), (2, 3)), ((0,), (1, 2), (3,))    # which strips, in both directions
+# %% ../../nbs/20_features.frames.ipynb #5e7c4c78
+def _one_sensor(x, rows: Rows, far: int, place) -> tuple:
+    "(bool `[1, n]` has, `grid_sums` …); the raw grids go to `place`; a null cell of a frame that has others counts as no return."
+    raw, valid = whole_numbers(x)
+    if place is not None: lay(raw, place)
+    has = rows.any(valid)
+    if not np.array_equal(rows.spread(has), valid): raw = fill(raw, valid, rows)[0]      # sequences without any frame need none: their features become 0
+    return has[None], *grid_sums(raw, rows, far)
 
-def _region_means(strips) -> dict:
-    "name → float32 `[rows]`: means of quarters `q11` … `q22` and ninths `n11` … `n33` from the strips' sums, int16 `[4, 8, rows]`."
-    cell = [[np.add.reduce(s[a:b], axis=0, dtype=np.int16) for a, b in _CUTS] for s in strips]
-    size = [b - a for a, b in _CUTS]
-    def mean(r, c): return sum(cell[i][j] for i in r for j in c) / np.float32(sum(size[i] * size[j] for i in r for j in c))
-    return {f"{letter}{i + 1}{j + 1}": mean(r, c) for letter, parts in (("q", _HALVES), ("n", _THIRDS)) for i, r in enumerate(parts) for j, c in enumerate(parts)}
+# %% ../../nbs/20_features.frames.ipynb #5e7c4c79
+@lru_cache(maxsize=64)
+def _cells(sensors: tuple) -> tuple: return tuple(f"tof_{k}_v{j}" for k in sensors for j in range(64))
 
-# %% ../../nbs/20_features.frames.ipynb #0b5aee76
-def _centre(sums, mass, far: int):
-    "Position −1 … 1 of the nearness, from the sums of distances in 8 columns (or rows) and the total nearness."
-    moment = sum((2 * i - 7) * (8 * far - sums[i].astype(np.int32)) for i in range(8))
-    return moment / (7 * np.maximum(mass, 1)).astype(float)
-
-def grid_features(
-    d,         # int16 [64, rows] distances of at most `far`
-    share,     # float32 [rows] share of the cells with a return
-    far: int,  # at most 500
-) -> dict:
-    "name → `[rows]`: summaries of 8×8 grids, distances in units of the sensor."
-    rows = d.reshape(8, 8, -1)
-    strips = [np.add.reduce(rows[a:b], axis=0, dtype=np.int16) for a, b in _CUTS]
-    columns, real = sum(strips), d.astype(np.float32)
-    total, squares = sum(columns.astype(np.int32)), np.einsum("ij,ij->j", real, real).astype(float)
-    spread = np.sqrt(64 * squares - total.astype(float) ** 2) / 64
-    return ({"mean": total / np.float32(64), "std": spread, "min": np.minimum.reduce(d, axis=0), "max": np.maximum.reduce(d, axis=0), "share": share}
-            | _region_means(strips)
-            | {"cx": _centre(columns, 64 * far - total, far), "cy": _centre(np.add.reduce(rows, axis=1, dtype=np.int16), 64 * far - total, far)})
-
-# %% ../../nbs/20_features.frames.ipynb #5e7c4c77
-def _whole(x):
-    "Readings as int16: whole numbers, null as -2."
-    row = lambda v: np.full(x.shape[1], v, np.float32)       # NumPy's minimum is fast for two arrays, not for an array and a number
-    x = np.rint(x)
-    np.fmax(x, row(-2), out=x)
-    return np.minimum(x, row(32767), out=x).astype(np.int16)
-
-def _tof_sensor(t: SequenceTable, k: int, rate, rows: Rows, settings) -> tuple:
-    "(name → `[rows]`, bool `[n]` has, int16 `[64, rows]` grid) of sensor `k`; a null cell of a frame that has others counts as no return."
-    x = _read(t, TOF[64 * k - 64:64 * k])
-    raw = np.full((64, t.rows), -2, np.int16) if x is None else _whole(x)
-    filled, has = fill(raw, np.maximum.reduce(raw, axis=0) > -2, rows)
-    none = filled >> 15                                      # all bits where there was no return, else 0
-    d = np.minimum((filled & ~none) | (none & np.int16(settings.far)), np.full(t.rows, settings.far, np.int16))
-    out = grid_features(d, 1 + np.add.reduce(none, axis=0, dtype=np.int16) / np.float32(64), settings.far)
-    moved = change(d, rows)
-    out["change"] = sum(np.add.reduce(np.abs(moved, out=moved).reshape(8, 8, -1), axis=1, dtype=np.int16).astype(np.int32)) / np.float32(64) * rate
-    known = rows.spread(has)
-    return {f"tof.{k}_{n}": v if has.all() else v * known for n, v in out.items()}, has, raw
+def flight_features(t: SequenceTable, sensors, rate, rows: Rows, settings, grids=None) -> tuple:
+    "(name → `[rows]`, masks) of time of flight; the raw readings go to `grids`, int16 `[rows, sensors, 64]`."
+    x = _read(t, _cells(sensors))
+    if x is None: x = np.full((64 * len(sensors), t.rows), np.nan, np.float32)
+    parts = [_one_sensor(x[64 * i:64 * i + 64], rows, settings.far, None if grids is None else grids[:, i]) for i in range(len(sensors))]
+    has, *sums = map(np.concatenate, zip(*parts))
+    out = grid_features(*sums, rate, settings.far)
+    if not has.all(): known = rows.spread(has); out = {n: v * known for n, v in out.items()}
+    return {f"tof.{k}_{n}": v[i] for i, k in enumerate(sensors) for n, v in out.items()}, {f"has_tof_{k}": h for k, h in zip(sensors, has)}
 
 # %% ../../nbs/20_features.frames.ipynb #5b72711d
 @lru_cache(maxsize=64)
 def _sensors(channels: tuple, group: str, n: int):
     "Which of the sensors 1 … n of a group have channels."
     heads = {"_".join(c.split("_")[:2]) for c in channels}
-    return [k for k in range(1, n + 1) if f"{group}_{k}" in heads]
+    return tuple(k for k in range(1, n + 1) if f"{group}_{k}" in heads)
 
-def _block(t: SequenceTable, settings: FrameSettings) -> tuple:
-    "(name → `[rows]`, masks, list of int16 `[64, rows]` grids) of a table that is small enough for the cache."
+def _block(t: SequenceTable, rate, settings: FrameSettings, grids=None) -> tuple:
+    "(name → `[rows]`, masks) of a table that is small enough for the cache; raw ToF readings go to `grids`, int16 `[rows, sensors, 64]`."
     rows, channels = Rows(t.offsets), settings.channels or t.names
-    rate = rates(t, settings).astype(float)
-    every = rows.spread(rate).astype(np.float32)
-    out, masks = motion_features(t, rate, rows, settings)
-    thm, grids = _sensors(channels, "thm", N_THM), []
+    every = rows.spread(rate)
+    out, masks = motion_features(t, rate.astype(float), rows, settings)
+    thm, tof = _sensors(channels, "thm", N_THM), _sensors(channels, "tof", N_TOF)
     if thm: more, has = thermal_features(t, thm, every, rows, settings); out |= more; masks |= has
-    for k in _sensors(channels, "tof", N_TOF):
-        more, masks[f"has_tof_{k}"], grid = _tof_sensor(t, k, every, rows, settings)
-        out |= more; grids.append(grid)
-    return out, masks, grids
+    if tof: more, has = flight_features(t, tof, every, rows, settings, grids); out |= more; masks |= has
+    return out, masks
 
 # %% ../../nbs/20_features.frames.ipynb #12c324d5
 def rates(t: SequenceTable, settings: FrameSettings = FrameSettings()) -> np.ndarray:
@@ -247,39 +212,39 @@ def rates(t: SequenceTable, settings: FrameSettings = FrameSettings()) -> np.nda
 def feature_names(channels: tuple, settings: FrameSettings = FrameSettings()) -> tuple:
     "(feature names, mask names, number of ToF grids) that a source with these channels gets."
     row = SequenceTable(np.full((len(channels), 1), np.nan, np.float32), tuple(channels), np.array([0, 1]), {})
-    out, masks, grids = _block(row, replace(settings, channels=tuple(channels)))
-    return tuple(out), tuple(masks), len(grids)
+    out, masks = _block(row, np.ones(1, np.float32), replace(settings, channels=tuple(channels)))
+    return tuple(out), tuple(masks), len(_sensors(tuple(channels), "tof", N_TOF))
 
 # %% ../../nbs/20_features.frames.ipynb #7342ad6c
-def _into(t: SequenceTable, settings, values, grids) -> dict:
+def _into(t: SequenceTable, rate, settings, values, grids) -> dict:
     "Computes a block into its place in the result; returns its masks."
-    out, masks, tof = _block(t, settings)
+    out, masks = _block(t, rate, settings, None if grids is None else grids.reshape(t.rows, -1, 64))
     work = np.empty((len(out), t.rows | 1), np.float32)[:, :t.rows]      # an odd stride: powers of two collide in the cache
-    for i, column in enumerate(out.values()): np.add(column, 0, out=work[i], casting="same_kind")     # -0 becomes 0
+    for row, column in zip(work, out.values()): row[...] = column
+    work += np.float32(0)                                                # -0 becomes 0
     values[...] = work.T
-    for k, grid in enumerate(tof): grids[:, k] = grid.reshape(8, 8, -1).transpose(2, 0, 1)
     return masks
 
 # %% ../../nbs/20_features.frames.ipynb #66d2b13f
 def frame_features(
     table: SequenceTable,
     settings: FrameSettings = FrameSettings(),
-    block_rows: int = 6000,   # rows a block; any number gives the same bytes
+    block_rows: int = 2000,   # rows a block; any number gives the same bytes
     threads: int = 2,
 ) -> FrameFeatures:
     "Features of every row, all sequences at once."
     if not 1 <= settings.far <= 500: raise UserError(f"FrameSettings.far is {settings.far}, but must be from 1 to 500, so that sums over a grid stay exact.")
-    names, masks, n_grids = feature_names(tuple(settings.channels or table.names), replace(settings, channels=None))
+    rate, (names, masks, n_grids) = rates(table, settings), feature_names(tuple(settings.channels or table.names), replace(settings, channels=None))
     values = np.empty((table.rows, len(names)), np.float32)
     grids = np.empty((table.rows, n_grids, 8, 8), np.int16) if n_grids else None
     def work(ab):
         part = slice(*table.offsets[list(ab)])
-        return _into(span(table, *ab), settings, values[part], None if grids is None else grids[part])
+        return _into(span(table, *ab), rate[slice(*ab)], settings, values[part], None if grids is None else grids[part])
     cuts = list(blocks(table.offsets, block_rows))
     if len(cuts) < 2 or threads < 2: done = [work(c) for c in cuts]
     else:
         with ThreadPoolExecutor(threads) as pool: done = list(pool.map(work, cuts))
-    return FrameFeatures(values, names, np.asarray(table.offsets), {m: np.concatenate([d[m] for d in done]) for m in masks}, rates(table, settings), grids)
+    return FrameFeatures(values, names, np.asarray(table.offsets), {m: np.concatenate([d[m] for d in done]) for m in masks}, rate, grids)
 
 # %% ../../nbs/20_features.frames.ipynb #6dd481ec
 def _apply(t: SequenceTable, source: dict, sign: dict, who=None) -> SequenceTable:

@@ -37,7 +37,9 @@ PAIRS = (("acc.x", "acc.y"), ("acc.x", "acc.z"), ("acc.y", "acc.z"), ("motion.li
 # %% ../../nbs/22_features.summary.ipynb #a39055c8
 def fold(ufunc, x, a, b):
     "`ufunc` over columns `a[i]:b[i]` (never empty) of `x` `[channels, rows + 1]`; the last column is a spare that no stretch reaches."
-    return ufunc.reduceat(x, np.stack([a, b], axis=-1).ravel(), axis=-1)[..., ::2]
+    ends = np.empty(2 * len(a), np.int64)
+    ends[::2], ends[1::2] = a, b
+    return ufunc.reduceat(x, ends, axis=-1)[..., ::2]
 
 def spare(x): return np.concatenate([x, x[..., -1:]], axis=-1)
 
@@ -155,13 +157,21 @@ def _needs(name: str) -> tuple:
     if group == "rot" or rest in ("world_x", "world_y", "angle", "turned", "away") or rest.startswith("ang_") or group == "gyr": return ("has_rot", "has_gyr")
     return ("has_acc",)
 
+@lru_cache(maxsize=16)
+def _all_needs(names: tuple) -> tuple:
+    "(different needs of channels, int64: which of them each channel has)."
+    each = [_needs(c) for c in names]
+    needs = list(dict.fromkeys(each))
+    return needs, np.array([needs.index(e) for e in each], np.int64)
+
 def present(f: FrameFeatures, names) -> np.ndarray:
     "bool `[len(names), n]`: whether the sensor behind each channel was there."
-    n, all_of = len(f), {}
-    for need in {_needs(c) for c in names}:
-        known = [f.masks[m] for m in need if m in f.masks]
-        all_of[need] = np.logical_or.reduce(known) if known else np.ones(n, bool)
-    return np.stack([all_of[_needs(c)] for c in names]) if names else np.ones((0, n), bool)
+    needs, which = _all_needs(tuple(names))
+    known = np.ones((len(needs), len(f)), bool)
+    for row, need in zip(known, needs):
+        masks = [f.masks[m] for m in need if m in f.masks]
+        if masks: np.logical_or.reduce(masks, out=row)
+    return known[which]
 
 # %% ../../nbs/22_features.summary.ipynb #55978579
 @lru_cache(maxsize=16)
@@ -171,8 +181,11 @@ def _plan(names: tuple) -> tuple:
     treat = [(k, [c for c in names if kind[c] == k]) for k in ("full", "moving", "level", "brief")]
     pairs = [p for p in PAIRS if set(p) <= set(names)]
     used = sorted({c for p in pairs for c in p})
-    return ([(k, cs, [names.index(c) for c in cs]) for k, cs in treat if cs],
+    return ([(k, tuple(cs), [names.index(c) for c in cs]) for k, cs in treat if cs],
             (pairs, used, [names.index(c) for c in used], [used.index(p) for p, _ in pairs], [used.index(q) for _, q in pairs]))
+
+@lru_cache(maxsize=64)
+def _columns(channels: tuple, statistics: tuple) -> list: return [f"{c}:{k}" for c in channels for k in statistics]
 
 def _centred(x, offsets) -> tuple:
     "(float64 x minus its sequence's mean, mean, variance); `x` has the spare column."
@@ -207,7 +220,7 @@ def _block(f: FrameFeatures, a, b, known) -> tuple:
     for kind, channels, where in treat:
         stats = _statistics(kind, rows[where], offsets, rate)
         cube = np.where(known[where, a:b], np.stack(list(stats.values())), np.nan).astype(np.float32)
-        names += [f"{c}:{k}" for c in channels for k in stats]
+        names += _columns(channels, tuple(stats))
         pieces.append(cube.transpose(2, 1, 0).reshape(b - a, -1))
     if pairs:
         both = known[at][i, a:b] & known[at][j, a:b]

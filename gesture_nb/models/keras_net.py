@@ -15,9 +15,10 @@ import re
 import sys
 import tempfile
 import threading
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -276,26 +277,30 @@ def augmented(m, batch: dict, seed: int) -> dict:
     return {k: v.numpy() for k, v in augment(batch, switched_off(Augment(names=m.names, flags=m.flags, **m.mirror), m.settings.without), torch.Generator().manual_seed(seed)).items()}
 
 # %% ../../nbs/43_models.keras_net.ipynb #a1cf0bfb
-def run_epoch(m, state: dict, loader, epoch: int, plan: dict, weights, task) -> tuple:
-    "(state, mean loss) after one pass over the loader."
+def run_epoch(m, state: dict, loader, epoch: int, plan: dict, weights, task, inside=(0, 0.0), keep=None) -> tuple:
+    "(state, mean loss) after one pass over the loader, of which so many steps with such a sum of losses are done; `keep(state, inside)` now and then."
     from gesture_nb.models.kernels import one_torch_thread
-    loader.sampler.set_epoch(epoch)
-    run, total, size = engine(m.shape, m.recipe_), 0.0, plan["batch_size"]
-    for i, batch in enumerate(loader):
+    loader.sampler.set_epoch(epoch, inside[0])
+    run, (first, total), size, saved = engine(m.shape, m.recipe_), inside, plan["batch_size"], time.monotonic()
+    task.start_epoch(epoch + 1, first, total / max(first, 1))
+    for i, batch in enumerate(loader, first):
         t = epoch * plan["steps"] + i
         with one_torch_thread(): batch = augmented(m, batch, seed_of(m.seed, m.fold, epoch, i))
         y, lr = batch["y"], one_cycle(t, plan["total_steps"], m.recipe_.lr)
         weight = np.concatenate([y @ weights, np.zeros(size - len(y), np.float32)])
-        with hushed() if i == 0 else nullcontext():
+        with hushed() if i == first else nullcontext():
             loss, state = run.step(state, *ready(batch, m.scale, size), filled(y, size), weight, np.float32(t + 1), np.float32(lr))
         total += float(loss)
+        if keep: task.keep = partial(keep, state, (i + 1, total))
         task.step(float(loss), lr)
+        if keep and time.monotonic() - saved > m.save_every: task.keep(); saved = time.monotonic()
     return state, total / plan["steps"]
 
 # %% ../../nbs/43_models.keras_net.ipynb #3d546842
 class KerasMember:
     "The recurrent net behind the interface of all members."
     name = "keras"
+    save_every = 300.0   # seconds between checkpoints inside a long epoch
 
     def __init__(self, settings: Settings = None, seed: int = 0, fold: int = 0, recipe: SequenceRecipe = None):
         self.settings, self.seed, self.fold = settings or Settings(), seed, fold
@@ -369,14 +374,15 @@ def fit_net(m: KerasMember, train: Batch, reporter, checkpoint) -> tuple:
     plan, kept = plan_of(m.recipe_, m.settings, len(train)), checkpoint.load()
     if getattr(checkpoint, "warning", None): reporter.say(checkpoint.warning)
     weights, history = class_weights(train.y, len(m.classes), m.recipe_.balance), kept[1]["history"] if kept else {"loss": [], "lr": []}
+    inside = tuple(kept[1].get("inside", (0, 0.0))) if kept else (0, 0.0)
+    keep = lambda state, inside: checkpoint.save(pack(state), {"history": history, "inside": inside})
     with reporter.training("Keras", fold=m.fold + 1, epochs=plan["epochs"], steps=plan["steps"]) as task:
         state = unpack(kept[0]) if kept else first_state(engine(m.shape, m.recipe_).net, seed_of(m.seed, m.fold))
         with fetching(m, train, plan, reporter) as attempt:
             for epoch in range(len(history["loss"]), plan["epochs"]):
-                task.start_epoch(epoch + 1)
-                state, loss = attempt(lambda loader: run_epoch(m, state, loader, epoch, plan, weights, task))  # noqa: B023 (called at once)
+                state, loss = attempt(lambda loader: run_epoch(m, state, loader, epoch, plan, weights, task, inside, keep))  # noqa: B023 (called at once)
                 history["loss"].append(loss); history["lr"].append(one_cycle((epoch + 1) * plan["steps"] - 1, plan["total_steps"], m.recipe_.lr))
-                checkpoint.save(pack(state), {"history": history})
+                keep(state, inside := (0, 0.0))
                 task.end_epoch(loss=loss)
     return state, history | {"epochs": plan["epochs"], "batch_size": plan["batch_size"]}
 

@@ -244,14 +244,16 @@ def run_epochs(m, trainer, data, plan, weights, history, reporter, checkpoint) -
     def attempt(workers):
         if not loader: loader.append(make_loader(data, plan["batch_size"], True, step_seed(m.seed, m.fold), workers, method))
         return one_epoch(m, net, trainer, loader[0], epoch, weights, t, keep)
+    def begin(): t.start_epoch(epoch + 1, trainer.inside[0], trainer.inside[1] / max(trainer.inside[0], 1))
     def restore():
         end_workers(loader.pop())
-        unpack(trainer, *start)
+        unpack(trainer, *start); begin()
     try:
         with reporter.training("Torch", fold=m.fold + 1, epochs=plan["epochs"], steps=plan["steps"]) as t:
+            t.keep = keep
             for epoch in range(len(history["loss"]), plan["epochs"]):
                 start = pack(trainer)
-                t.start_epoch(epoch + 1)
+                begin()
                 loss, workers = with_fewer_workers(attempt, restore, workers, reporter.say)
                 history["loss"].append(loss); history["lr"].append(trainer.lr)
                 keep()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import atomic_path, read_json, write_text
+from ..artifacts import atomic_path, check_results, read_json, write_text
 from ..config import FIELDS, Settings, UserError, as_json
 from ..evaluation.metric import accuracy_of, bootstrap_interval, confusion_counts, macro_f1_of, subject_counts
 
@@ -27,6 +27,7 @@ def read_answers(out) -> dict:
     import pyarrow.parquet as pq
     path = Path(out) / "oof.parquet"
     if not path.exists(): raise UserError(f"{out} holds no finished run: there is no oof.parquet. Train one with `gesture-nb train --out {out}`.")
+    check_results(out)
     t = pq.read_table(path, columns=["sequence_id", "subject", "fold", "gesture", "pred"])
     told = t["pred"].is_valid().to_numpy(zero_copy_only=False)
     return {n: t[n].to_numpy(zero_copy_only=False)[told].astype(np.int64 if n == "fold" else str) for n in t.column_names} | {"unanswered": int((~told).sum())}
@@ -290,7 +291,7 @@ def write_report(
 ) -> Path:
     "Writes `report.html` and its PNG files into the run folder; returns the page's path."
     out = Path(out)
-    metrics, answers = read_json(out / "metrics.json"), read_answers(out)
+    answers, metrics = read_answers(out), read_json(out / "metrics.json")
     counts = confusion_counts(answers["gesture"], answers["pred"], metrics["classes"])
     pictures = pictures_of(out, counts, metrics["classes"])
     for name, (png, _) in pictures.items(): write_bytes(out / name, png)

@@ -102,14 +102,16 @@ def dataset_metadata(user: str, data: str) -> dict:
 # %% ../../nbs/62_serving.kaggle.ipynb #5e1bed71
 def copy_run(out: Path, to: Path) -> None:
     "Copies what serving needs of a run: the blend, the scores, and the members, every file checked on the way."
-    from gesture_nb.artifacts import check_manifest
+    from gesture_nb.artifacts import check_manifest, check_results, write_manifest
     from gesture_nb.serving.predictor import read_blend, unit_folders
-    read_blend(out)
+    read_blend(out); check_results(out)
     for folders in unit_folders(out).values():
         for folder in folders:
             check_manifest(folder)
             shutil.copytree(folder, to / folder.relative_to(out), dirs_exist_ok=True)
-    for name in ("ensemble.json", "config.json", "metrics.json", "members/identity.json"): shutil.copy(out / name, to / name)
+    names = ("ensemble.json", "config.json", "metrics.json", "members/identity.json")
+    for name in names: shutil.copy(out / name, to / name)
+    write_manifest(to, names)
 
 # %% ../../nbs/62_serving.kaggle.ipynb #91c90337
 def kaggle_folder(to: Path, user: str = "me", mode: str = "serve", title: str = "Gesture NB submission", **overrides) -> Path:

@@ -68,7 +68,12 @@ class Predictor:
 
     def __call__(self, sequence, demographics=None) -> str:
         "The label of one sequence: a Polars, pandas or PyArrow frame, or a dict of arrays."
-        return self.classes[self.answers(self.table(sequence, demographics))[0]]
+        try: return self.classes[self.answers(self.table(sequence, demographics))[0]]
+        except Exception as e: return self.stand_in(e)
+    def stand_in(self, e: Exception) -> str:
+        "The first label: what is answered when nothing else can be."
+        self.reporter.say(f"A sequence was answered with '{self.classes[0]}', because no member could: {type(e).__name__}: {e}", level="error")
+        return self.classes[0]
     def proba(self, sequence, demographics=None) -> np.ndarray:
         "float32 `[C]`: the probabilities of one sequence."
         return self.table_proba(self.table(sequence, demographics))[0]
@@ -86,7 +91,8 @@ class Predictor:
         told = {m: t for m, units in self.members.items() if (t := self.member_told(m, units, batch)) is not None}
         if not told: raise RuntimeError("No member could answer.")
         heads = {k.removeprefix("head."): v for t in told.values() for k, v in t.items() if k != "proba"}
-        return blend({m: t["proba"] for m, t in told.items()}, **self.blend), heads
+        recipe = self.blend | {"weights": {m: w for m, w in self.blend["weights"].items() if m in told}}   # those who answered share the rest
+        return blend({m: t["proba"] for m, t in told.items()}, **recipe), heads
     def answers(self, table: SequenceTable, told: tuple = None) -> list:
         "Positions in `classes`, decided one after the other, as the sequences stand in the table."
         p, heads = told or self.told(table)

@@ -17,7 +17,8 @@ from ..evaluation.decode import follows_design
 from ..evaluation.metric import METRICS, resampled, subject_counts
 from .evaluate import finished_units, metrics_for
 from .plan import outlook
-from .run import Problem, kept_answers, load_problem, train
+from .results import kept_answers
+from .run import Problem, load_problem, train
 from .verdict import draw
 
 # %% ../../nbs/54_training.ablate.ipynb #f6fe4fbc

@@ -90,6 +90,8 @@ def nested_decisions(
     "(a list with the decision found without each fold, the decision of all folds)."
     def find(rows, recipe):
         p = blend({m: v[rows] for m, v in probs.items()}, **recipe)
+        rows, p = rows[known := answered(p)], p[known]
+        if not len(rows): return Decision(likeliest(classes))   # where units were left out, or are still to come
         return find_decision(how, p, y[rows], fold[rows], subjects[rows], classes, {k: v[rows] for k, v in heads.items()}, seed)
     return [find(np.flatnonzero(fold != k), recipe) for k, recipe in enumerate(per_fold)], find(np.arange(len(y)), final)
 

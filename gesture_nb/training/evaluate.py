@@ -19,7 +19,9 @@ from ..schema import GROUPS, sensor_of
 from .decision import fold_answers, read_decision
 from .ensemble import blend
 from .repair import repaired_as_held_out
-from .run import MATHEMATICS, Problem, batch_of, kept_answers, member_class, units_of
+from .identity import MATHEMATICS
+from .results import kept_answers
+from .run import Problem, batch_of, member_class, units_of
 from .verdict import arrival, heads_told, likeliest_of, out_of_fold
 
 # %% ../../nbs/53_training.evaluate.ipynb #484ae426

@@ -1,0 +1,219 @@
+"""Long proofs, run by `make soak`: random kills, a full disk, a jumping clock, every set-up of workers, and thousands of odd inputs."""
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from conftest import ROOT
+from faults import flipped, fuzz_predict
+from test_once import SMALL, arguments, call, check_once, notebook, watch
+from test_resume import command, content, finish, start
+
+from gesture_nb.artifacts import MANIFEST, DamagedError, check_manifest, read_json
+
+pytestmark = pytest.mark.soak
+KILLS = int(os.environ.get("SOAK_KILLS", "50"))
+TINY = ("--epochs", "2", "--boosting-rounds", "10")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy, tmp_path_factory):
+    """(what a whole run leaves, its seconds)"""
+    out, begun = tmp_path_factory.mktemp("whole") / "out", time.monotonic()
+    finish(start(toy, out, *TINY))
+    return content(out), time.monotonic() - begun
+
+
+def test_random_kills(toy, tmp_path, undisturbed):
+    whole, seconds = undisturbed
+    rng, kills, runs, out = random.Random(7), 0, 0, tmp_path / "run0"
+    while kills < KILLS:
+        process = start(toy, out, *TINY)
+        try: process.communicate(timeout=rng.uniform(0.05, 0.8) * seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0 and content(out) == whole and not list(out.rglob("*.tmp"))
+        runs, out = runs + 1, tmp_path / f"run{runs + 1}"
+    finish(start(toy, out, *TINY))
+    assert content(out) == whole and not list(out.rglob("*.tmp"))
+    print(f"{kills} kills over {runs + 1} runs")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of so many bytes, in memory; returns its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    def mount(options, again=False):
+        p = subprocess.run(["mount", "-t", "tmpfs", "-o", ("remount," if again else "") + options, "none", str(folder)], capture_output=True, text=True)
+        if p.returncode: pytest.skip(f"file systems cannot be mounted here: {p.stderr.strip()}")
+        return folder
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+@pytest.mark.parametrize("size", ["300k", "1m", "2m", "3m"])
+def test_full_disk(toy, small_disk, undisturbed, size):
+    out = small_disk(f"size={size}") / "out"
+    p = subprocess.run(command(toy, out, *TINY), capture_output=True, text=True)
+    full = p.returncode != 0
+    assert size not in ("300k", "1m") or full
+    if full:
+        assert p.returncode == 2 and "full" in p.stderr and "Traceback" not in p.stderr, p.stderr[-2000:]
+        assert not list(out.rglob("*.tmp")) and not (out / "metrics.json").exists()
+        for manifest in out.rglob(MANIFEST): check_manifest(manifest.parent)
+    small_disk("size=200m", again=True)
+    finish(start(toy, out, *TINY))
+    assert content(out) == undisturbed[0]
+
+
+def test_read_only_output(toy, small_disk):
+    out = small_disk("size=1m,ro") / "out"
+    p = subprocess.run(command(toy, out, *TINY), capture_output=True, text=True)
+    assert p.returncode == 2 and "read-only" in p.stderr and "Traceback" not in p.stderr, p.stderr
+
+
+JUMPS = """
+import random, sys, time
+rng, real = random.Random(1), time.time
+time.time = lambda: real() + rng.uniform(-1e6, 1e6)
+from gesture_nb.cli import main
+if __name__ == "__main__": sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_clock_jumps(toy, tmp_path, undisturbed):
+    (tmp_path / "jumps.py").write_text(JUMPS)
+    p = subprocess.run([sys.executable, tmp_path / "jumps.py", *command(toy, tmp_path / "out", *TINY, "--time-limit-hours", "1")[3:]], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert p.returncode == 0 and "left out" not in p.stdout, p.stdout + p.stderr
+    assert content(tmp_path / "out") == undisturbed[0]
+
+
+def beside(process):
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+
+
+def test_workers_killed_by_the_system(toy, tmp_path, undisturbed):
+    out, hit, lines = tmp_path / "out", 0, []
+    process = start(toy, out, *TINY, "--workers", "2", "--members", "lgbm,torch,keras")
+    for line in process.stdout:
+        lines.append(line)
+        if "step=2/" in line and hit < 2 and (found := beside(process)): found[0].kill(); hit += 1
+    assert process.wait() == 0 and hit == 2 and sum("was killed by the system" in s for s in lines) >= 1, "".join(lines[-30:])
+    assert content(out) == undisturbed[0]
+
+
+def test_workers_die_with_their_parent(toy, tmp_path):
+    process = start(toy, tmp_path / "out", "--members", "torch", "--workers", "2", "--epochs", "60")
+    for line in process.stdout:
+        if "[Torch] fold=1 epoch=2/" in line: break
+    workers = beside(process)
+    os.kill(process.pid, signal.SIGKILL)
+    assert workers and psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+def test_two_runs_on_one_folder(toy, tmp_path):
+    first = start(toy, tmp_path / "out", *TINY)
+    next(first.stdout)
+    second = subprocess.run(command(toy, tmp_path / "out", *TINY), capture_output=True, text=True)
+    assert second.returncode == 2 and "Another run is at work" in second.stderr
+    finish(first)
+
+
+# ---------------------------------------------------------------- every set-up of workers
+
+PLACES = ("-m", "script", "notebook", "kernel", "nbdev_test")
+
+
+@pytest.fixture(scope="module")
+def weights(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("one") / "out"
+    code, _, err, _ = watch([sys.executable, "-m", "gesture_nb", *arguments(toy, out), "--workers=0"], ROOT)
+    assert code == 0, err
+    return content(out)
+
+
+def from_place(place, toy, folder, workers, method):
+    """(exit code, stdout, stderr) of a run called from there."""
+    import nbformat
+
+    environ = {"DL_NUM_WORKERS": str(workers), "DL_START_METHOD": method, "PYTHONPATH": str(ROOT)}
+    out, said = folder / "out", call(toy, folder / "out").replace(", dl_num_workers=2", "")
+    if place == "-m": return watch([sys.executable, "-m", "gesture_nb", *[a for a in arguments(toy, out) if "workers" not in a]], folder, **environ)
+    if place == "script":
+        (folder / "go.py").write_text(f'from gesture_nb.app import main\nif __name__ == "__main__":\n    {said}\n')
+        return watch([sys.executable, folder / "go.py"], folder, **environ)
+    nb = notebook(toy, out)
+    nb.cells[2].source = f'if __name__ == "__main__":\n    {said}'
+    nbformat.write(nb, folder / "go.ipynb")
+    if place == "notebook": return watch([sys.executable, "-m", "papermill", "go.ipynb", "done.ipynb", "--no-progress-bar", "--stdout-file", "-", "--kernel", "python3"], folder, **environ)
+    if place == "nbdev_test":
+        (folder / "settings.ini").write_text((ROOT / "settings.ini").read_text().replace("nbs_path = nbs", "nbs_path = ."))
+        return watch([sys.executable, "-c", "from nbdev.test import nbdev_test; nbdev_test(path='.', n_workers=1, do_print=True)"], folder, **environ)
+    run = "import nbformat, sys; from nbclient import NotebookClient as C; nb = nbformat.read('go.ipynb', 4); C(nb, timeout=600, kernel_name='python3').execute(); print(''.join(o.get('text', '') for c in nb.cells for o in c.get('outputs', [])))"
+    return watch([sys.executable, "-c", run], folder, **environ)
+
+
+@pytest.mark.parametrize("workers,method,place", list(itertools.product((0, 1, 2, 4), ("spawn", "fork", "forkserver"), PLACES)))
+def test_any_set_up_of_workers(toy, tmp_path, weights, workers, method, place):
+    assert SMALL["members"] == "torch"
+    code, out, err, _ = from_place(place, toy, tmp_path, workers, method)
+    assert code == 0, out[-1500:] + err[-1500:]
+    check_once(tmp_path / "out", out if place != "nbdev_test" else "Loading training data")
+    assert content(tmp_path / "out") == weights
+
+
+# ---------------------------------------------------------------- odd inputs, damage, long use
+
+@pytest.fixture(scope="module")
+def run(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    finish(start(toy, out, *TINY))
+    return out
+
+
+def test_ten_thousand_frames_get_a_label(run):
+    from gesture_nb.serving.predictor import load
+
+    fuzz_predict(load(run, fixed={"keras": 0.0}), int(os.environ.get("PREDICT_CASES", "10000")))
+    fuzz_predict(load(run), 200)
+
+
+def test_a_thousand_predictions_leave_nothing_open(run):
+    import numpy as np
+
+    from gesture_nb.serving.predictor import load
+
+    predictor, me, rng = load(run), psutil.Process(), np.random.default_rng(0)
+    ask = lambda: predictor({c: rng.normal(size=40) for c in ("acc_x", "acc_y", "acc_z")})
+    for _ in range(50): ask()
+    before = me.num_fds(), me.num_threads(), me.memory_info().rss
+    for _ in range(1000): ask()
+    assert me.num_fds() <= before[0] and me.num_threads() <= before[1] and me.memory_info().rss < before[2] + 60 * 2**20
+
+
+def test_many_flipped_bytes(run):
+    for manifest in sorted(run.rglob(MANIFEST)):
+        for path in [manifest, *(manifest.parent / n for n in read_json(manifest)["files"])]:
+            for _ in flipped(path, int(os.environ.get("FLIPS", "100"))):
+                with pytest.raises(DamagedError, match=path.name): check_manifest(manifest.parent)
+
+
+@pytest.mark.parametrize("member,workers", [("torch", 0), ("torch", 2), ("keras", 0)])
+def test_memory_of_a_hundred_epochs_is_flat(toy, tmp_path, member, workers):
+    process, seen = start(toy, tmp_path / "out", "--members", member, "--epochs", "100", "--workers", str(workers)), {}
+    for line in process.stdout:
+        if " fold=1 epoch=" in line and "step=1/" in line:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            seen[int(line.split("epoch=")[1].split("/")[0])] = sum(p.memory_info().rss for p in family) / 2**20, psutil.Process(process.pid).num_fds()
+    assert process.wait() == 0
+    (early, files), (late, files_late) = seen[20], seen[100]
+    assert late < early + 30 and files_late <= files, seen
