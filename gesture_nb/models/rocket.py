@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'RocketRecipe', 'kernels', 'draw', 'convolve', 'thresholds', 'shares', 'ridge', 'softmax', 'sharpness',
-           'splits_of', 'choose', 'products', 'targets', 'RocketMember']
+           'splits_of', 'choose', 'products', 'targets', 'exact', 'RocketMember']
 
 # %% ../../nbs/44_models.rocket.ipynb #ff482a52
 from dataclasses import asdict, dataclass, fields
@@ -133,6 +133,11 @@ def targets(y: np.ndarray, classes: int) -> np.ndarray:
     "float64 `[n, C]`: 1 for the class, -1 for the others."
     return 2 * np.eye(classes)[y] - 1
 
+# %% ../../nbs/44_models.rocket.ipynb #908acdbc
+def exact(x: np.ndarray) -> np.ndarray:
+    "float32: at most 30 in size and a multiple of 2⁻¹², so that up to nine features times nine weights add up without rounding (below 2¹², 24 bits)."
+    return (np.rint(np.clip(x, -30, 30) * 4096) / 4096).astype(np.float32)
+
 # %% ../../nbs/44_models.rocket.ipynb #e310932a
 class RocketMember:
     "Random convolutions and a ridge behind the interface of all members."
@@ -181,7 +186,7 @@ class RocketMember:
         from gesture_nb.data.loaders import gather
         b = gather(batch.frames, batch.index[at], self.view)
         x = (b["x"] - self.arrays["mean"][:, None]) * self.arrays["scale"][:, None] * b["mask"][:, None]
-        return torch.from_numpy(np.clip(x, -30, 30).astype(np.float32)), torch.from_numpy(b["mask"])
+        return torch.from_numpy(exact(x)), torch.from_numpy(b["mask"])
 
     def columns(self, batch: Batch, reporter) -> np.ndarray:
         "float32 `[m, K]`: the shares of every sequence."
