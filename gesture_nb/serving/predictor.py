@@ -6,10 +6,7 @@
 __all__ = ['read_blend', 'load_members', 'Predictor', 'load']
 
 # %% ../../nbs/60_serving.predictor.ipynb #dba39bb6
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,7 @@ from ..config import UserError
 from ..data.sequences import SequenceTable
 from ..models.member import Batch
 from ..progress import Quiet
-from .compiled import Graph, compiled_members, unit_folders
+from .compiled import compiled_members, unit_folders
 from ..training.ensemble import with_fixed
 from ..training.run import member_class
 
@@ -80,21 +77,13 @@ class Predictor:
         return Batch(frame_features(table, FrameSettings(channels=self.channels)), np.arange(len(table)), self.classes)
     def answers(self, batch: Batch) -> dict:
         "Member → its probabilities, or None if it failed."
-        ask = lambda m: self.member_proba(m, self.members[m], batch)
-        beside = {m: self._second_thread.submit(ask, m) for m, units in self.members.items() if isinstance(units[0], Graph)} if len(self.members) > 1 and _cores() > 1 else {}
-        own = {m: ask(m) for m in self.members if m not in beside}
-        return own | {m: f.result() for m, f in beside.items()}
-    @cached_property
-    def _second_thread(self): return ThreadPoolExecutor(1, "graphs")
-    def member_proba(self, name: str, units: list, batch: Batch):
-        "The mean over the member's folds, or None if it failed."
-        try: return np.mean([u.predict_proba(batch) for u in units], axis=0, dtype=np.float32)
+        begun = {m: self.ask(m, lambda u=units[0]: u.begin(batch, np.arange(1))) for m, units in self.members.items() if len(batch) == 1 and hasattr(units[0], "begin")}
+        own = {m: self.ask(m, lambda units=units: np.mean([u.predict_proba(batch) for u in units], axis=0, dtype=np.float32)) for m, units in self.members.items() if m not in begun}
+        return own | {m: f and self.ask(m, f.result) for m, f in begun.items()}
+    def ask(self, name: str, answer):
+        "What `answer()` returns, or None if it failed."
+        try: return answer()
         except Exception as e: self.reporter.say(f"{name} failed on a sequence and was left out: {type(e).__name__}: {e}", level="error")
-
-# %% ../../nbs/60_serving.predictor.ipynb #8f3c6f46
-def _cores() -> int:
-    "Cores that this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../../nbs/60_serving.predictor.ipynb #16907cef
 def load(
