@@ -42,8 +42,9 @@ def load_members(
     loaded = {m: [c] for m, c in compiled_members(out, wanted, fold, reporter).items()} if exported else {}
     units = [(m, f) for m, folders in unit_folders(out, fold).items() if m in wanted and m not in loaded for f in folders]
     for name, folder in units:
-        try: check_manifest(folder); loaded.setdefault(name, []).append(member_class(name).load(folder))
+        try: check_manifest(folder); unit = member_class(name).load(folder)
         except Exception as e: reporter.say(f"{name} of {folder.name} cannot answer and is left out: {type(e).__name__}: {e}")
+        else: loaded.setdefault(name, []).append(unit)
     return loaded
 
 # %% ../../nbs/60_serving.predictor.ipynb #3e959aa6
