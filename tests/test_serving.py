@@ -25,7 +25,7 @@ DATA = "sim:120:3"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("served") / "out"
-    train_only(data=DATA, members="lgbm,torch,rocket", folds=2, epochs=1, boosting_rounds=4, output_path=out, progress="lines")
+    train_only(data=DATA, members="lgbm,torch,rocket", folds=2, epochs=1, boosting_rounds=4, decision="argmax", output_path=out, progress="lines")
     with Reporter(sinks=[]) as reporter: assert sorted(export_run(out, reporter)) == ["rocket", "torch"]
     return out
 
@@ -139,7 +139,7 @@ def test_shares_are_those_of_the_member_to_the_bit(n):
     rng, folds = np.random.default_rng(n), 2
     x = exact(rng.normal(size=(folds, 11, n)) * 9)
     x[:, 3:5] = 0.37 // 2**-12 * 2**-12                      # constant features, where rounding would decide
-    made = [(*draw(RocketRecipe(), 11, 256, k),) for k in range(folds)]
+    made = [(*draw(RocketRecipe().dilations, RocketRecipe().draws, 11, 256, k),) for k in range(folds)]
     mask = torch.ones(1, n, dtype=torch.bool)
     bounds = [thresholds(torch.from_numpy(x[k:k + 1]), mask, *made[k], 6) for k in range(folds)]
     expected = [shares(torch.from_numpy(x[k:k + 1]), mask, *made[k], bounds[k])[0] for k in range(folds)]
@@ -151,7 +151,7 @@ def test_shares_are_those_of_the_member_to_the_bit(n):
 @pytest.mark.soak
 def test_all_members_500_sequences_and_100_gateway_runs(tmp_path):
     out, data = tmp_path / "out", "sim:600:5"
-    train_only(data=data, members="lgbm,torch,keras,rocket", folds=5, epochs=1, boosting_rounds=30, output_path=out, progress="lines")
+    train_only(data=data, members="lgbm,torch,keras,rocket", folds=5, epochs=1, boosting_rounds=30, decision="argmax", flip="off", output_path=out, progress="lines")
     with Reporter(sinks=[]) as reporter: assert sorted(export_run(out, reporter)) == ["keras", "rocket", "torch"]
     table, oof = read_table(data), read_oof(out)
     held = [load(out, k) for k in range(5)]
