@@ -62,6 +62,7 @@ class Graph:
     "The nets of all folds of one member."
     def __init__(self, folder, facts: dict, folds: list):
         self.session, self.names, self.flags = open_graph(Path(folder) / facts["file"]), tuple(facts["names"]), tuple(facts["flags"])
+        self.heads = dict(facts["heads"])      # 'y' and what else is told → number of its labels
         self.views, self.inputs, self.outputs = [View(*v) for v in facts["views"]], {i.name for i in self.session.get_inputs()}, [f"fold{k}" for k in folds]
 
     def feed(self, batch: Batch, at) -> dict:
@@ -72,17 +73,23 @@ class Graph:
         out["flags"] = np.stack([f.masks[k][index] for k in self.flags], 1).astype(np.float32) if self.flags else np.zeros((len(index), 0), np.float32)
         return {k: a for k, a in out.items() if k in self.inputs}
 
-    def run(self, feed: dict) -> np.ndarray:
-        "float32 `[B, C]`: the mean over the folds."
-        return np.mean(self.session.run(self.outputs, feed, only_what_is_asked()), axis=0, dtype=np.float32)
+    def run(self, feed: dict) -> dict:
+        "Head → float32 `[B, labels]`: the mean over the folds."
+        told = np.mean(self.session.run(self.outputs, feed, only_what_is_asked()), axis=0, dtype=np.float32)
+        return dict(zip(self.heads, np.split(told, np.cumsum([*self.heads.values()])[:-1], axis=1)))
 
     def begin(self, batch: Batch, at) -> Future:
         "Starts to answer the batch's positions `at` in the second thread."
         return second_thread().submit(self.run, self.feed(batch, at))
 
-    def predict_proba(self, batch: Batch, size: int = 32) -> np.ndarray:
+    def predict_heads(self, batch: Batch, size: int = 32) -> dict:
+        "Head → float32 `[m, labels]`."
+        parts = [self.run(self.feed(batch, np.arange(i, min(i + size, len(batch))))) for i in range(0, len(batch), size)]
+        return {k: np.concatenate([p[k] for p in parts]) for k in self.heads}
+
+    def predict_proba(self, batch: Batch) -> np.ndarray:
         "float32 `[m, C]`."
-        return np.concatenate([self.run(self.feed(batch, np.arange(i, min(i + size, len(batch))))) for i in range(0, len(batch), size)])
+        return self.predict_heads(batch)["y"]
 
 # %% ../../nbs/60_serving.compiled.ipynb #bb2639b4
 def add_up(chosen: np.ndarray):

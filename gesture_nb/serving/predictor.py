@@ -22,7 +22,7 @@ from .compiled import compiled_members, unit_folders
 from ..training.ensemble import with_fixed
 from ..training.repair import read_upright
 from ..training.run import member_class
-from ..training.verdict import heads_told, mean_told
+from ..training.verdict import as_told, heads_told, mean_told
 
 # %% ../../nbs/60_serving.predictor.ipynb #c489a127
 def read_blend(out) -> dict:
@@ -40,12 +40,10 @@ def load_members(
     fold: int,              # one fold, or None for all
     reporter,               # told what cannot be loaded; it is left out
     exported: bool = True,  # whether what was exported may answer in the units' place
-    heads: bool = False,    # whether more than the classes must be told: an export does not, so who can answers himself
 ) -> dict:
     "Member → what answers for it: one for all folds if it was exported, else a unit for each fold."
     wanted = [m for m, w in weights.items() if w]
-    quick = [m for m in wanted if exported and not (heads and hasattr(member_class(m), "predict_heads"))]
-    loaded = {m: [c] for m, c in compiled_members(out, quick, fold, reporter).items()} if quick else {}
+    loaded = {m: [c] for m, c in compiled_members(out, wanted, fold, reporter).items()} if exported else {}
     units = [(m, f) for m, folders in unit_folders(out, fold).items() if m in wanted and m not in loaded for f in folders]
     for name, folder in units:
         try: check_manifest(folder); unit = member_class(name).load(folder)
@@ -109,7 +107,7 @@ class Predictor:
         "Member → what `heads_told` says, as the mean over the member's folds; None if it failed."
         begun = {m: self.ask(m, lambda u=units[0]: u.begin(batch, np.arange(1))) for m, units in self.members.items() if len(batch) == 1 and hasattr(units[0], "begin")}
         own = {m: self.ask(m, lambda units=units: mean_told([heads_told(u, batch) for u in units])) for m, units in self.members.items() if m not in begun}
-        return own | {m: f and self.ask(m, lambda f=f: {"proba": f.result()}) for m, f in begun.items()}
+        return own | {m: f and self.ask(m, lambda f=f: as_told(f.result())) for m, f in begun.items()}
     def ask(self, name: str, answer):
         "What `answer()` returns, or None if it failed."
         try: return answer()
@@ -133,7 +131,6 @@ def load(
     if fold is not None and not 0 <= fold < len(kept["per_fold"]): raise UserError(f"The run in {out} has the folds 0 to {len(kept['per_fold']) - 1}, not {fold}.")
     blend = kept["final"] if fold is None else kept["per_fold"][fold]
     blend = blend | {"weights": with_fixed(blend["weights"], fixed)}
-    decide = read_decider(kept, fold)
-    members = load_members(out, blend["weights"], fold, reporter, exported, bool(decide and decide.decision.by_person))
+    members = load_members(out, blend["weights"], fold, reporter, exported)
     if not members: raise UserError(f"No member of {out} can be loaded; train them again with `gesture-nb train --out {out}`.")
-    return Predictor(tuple(kept["classes"]), tuple(kept["channels"]), blend, members, kept["rate_hz"], reporter, decide, read_upright(kept, fold))
+    return Predictor(tuple(kept["classes"]), tuple(kept["channels"]), blend, members, kept["rate_hz"], reporter, read_decider(kept, fold), read_upright(kept, fold))
