@@ -135,7 +135,8 @@ def test_an_export_that_disagrees_is_refused(copy, capsys, monkeypatch):
 def test_shares_are_those_of_the_member_to_the_bit(n):
     import torch
 
-    from gesture_nb.models.rocket import RocketRecipe, draw, exact, kernels, shares, thresholds
+    from gesture_nb.models.kernels import draw, kernels, shares, thresholds
+    from gesture_nb.models.rocket import RocketRecipe, exact
     rng, folds = np.random.default_rng(n), 2
     x = exact(rng.normal(size=(folds, 11, n)) * 9)
     x[:, 3:5] = 0.37 // 2**-12 * 2**-12                      # constant features, where rounding would decide

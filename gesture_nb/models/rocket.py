@@ -13,7 +13,7 @@ import numpy as np
 
 from ..artifacts import read_arrays, read_json, write_arrays, write_json
 from ..config import UserError
-from .kernels import draw, kernels, one_torch_thread, shares, thresholds  # noqa: F401
+from .kernels import draw, one_torch_thread, shares, thresholds
 from .member import Batch, NoCheckpoint
 from .ridge import choose, products, ridge, softmax, splits_of, targets
 

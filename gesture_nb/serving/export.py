@@ -190,7 +190,7 @@ def in_process(out, name: str, to) -> dict:
 # %% ../../nbs/61_serving.export.ipynb #a6c438d6
 def stack_rocket(out, name: str, to) -> dict:
     "Writes the arrays of all folds, those of one view together."
-    from gesture_nb.models.rocket import kernels
+    from gesture_nb.models.kernels import kernels
     groups, arrays = {}, {}
     for u in unit_folders(out)[name]: groups.setdefault((m := member_class(name).load(u)).view, []).append((fold_of(u), m))
     for i, units in enumerate(groups.values()):
