@@ -5,7 +5,7 @@ RUN_OUT ?= out
 # what lets `make run` end within five minutes on two cores; empty for the whole of the default preset
 RUN_SETTINGS ?= GESTURE_NB_MEMBERS=lgbm,torch,keras GESTURE_NB_EPOCHS=16
 
-.PHONY: setup run test lint drift notebooks readme lab bench soak clean
+.PHONY: setup run test lint drift notebooks readme lab bench soak test-latest kaggle-rehearsal clean
 
 setup:
 	@$(PYTHON) tools/setup.py
@@ -40,6 +40,14 @@ bench: setup
 soak: setup
 	@READER_CASES=2000 $(BIN)/python -m pytest tests/test_readers.py -q -ra -k fuzz
 	@FLIPS=100 $(BIN)/python -m pytest tests -q -ra -m soak -o addopts=
+
+# the same tests with the newest libraries, in .venv-latest
+test-latest:
+	@$(PYTHON) tools/latest.py
+
+# the folder for Kaggle, run as Kaggle would: no network, read-only input, the rerun and the other run
+kaggle-rehearsal: setup
+	@$(BIN)/python tools/rehearsal.py $(REHEARSAL)
 
 clean:
 	rm -rf out .pytest_cache .hypothesis .ruff_cache build dist

@@ -6,7 +6,7 @@
     python benchmarks/accuracy.py sim --ablate                     # simulated people: every scenario, and what each lever is worth
     python benchmarks/accuracy.py spar --keep DIR --epochs 2       # keeps (and goes on with) the runs; other options go to `gesture-nb train`
 
-aeon wants other versions of shared libraries than ours: install it into an environment of its own (`pip install aeon`) and name its interpreter.
+aeon wants other versions of shared libraries than ours: install it into an environment of its own (`pip install aeon torch`) and name its interpreter.
 Protocol: the distinct subject names sorted as strings, subject i in fold i mod 5; train on four folds, answer the fifth, pool. Nothing is chosen on the
 fold that is answered. The references get the raw channels, every sequence resampled to one length.
 """
@@ -72,8 +72,8 @@ def ours(data, out, extra, ablate):
     return [*rows, ("ensemble", e["accuracy"], e["macro_f1"], e.get("score"), seconds)], found["found"]
 
 
-def has_aeon(python):
-    return subprocess.run([python, "-c", "import aeon"], capture_output=True).returncode == 0
+def has_references(python):
+    return subprocess.run([python, "-c", "import aeon, torch"], capture_output=True).returncode == 0
 
 
 def references(data, folder, python, jobs):
@@ -111,7 +111,7 @@ def main():
     p.add_argument("sets", nargs="*", help="among " + ", ".join(SETS) + " (sim:2040 for so many sequences); default: spar")
     p.add_argument("--all", action="store_true", help="all sets")
     p.add_argument("--references", action="store_true", help="also aeon's MiniRocket + ridge and MultiRocket+Hydra, where the channels are few")
-    p.add_argument("--python", default=sys.executable, help="a Python that has aeon")
+    p.add_argument("--python", default=sys.executable, help="a Python that has aeon and torch")
     p.add_argument("--jobs", type=int, default=1, help="threads of the references")
     p.add_argument("--ablate", action="store_true", help="also what each lever is worth")
     p.add_argument("--keep", type=Path, help="where the runs are kept, one folder a set; default: nowhere")
@@ -120,8 +120,8 @@ def main():
     for name in sets:
         if name.split(":")[0] not in SETS:
             sys.exit(f"There is no set '{name}'; there are {', '.join(SETS)}.")
-    if args.references and not has_aeon(args.python):
-        sys.exit(f"{args.python} has no aeon, which the references come from: make an environment (python -m venv DIR; DIR/bin/pip install aeon) and name it with --python DIR/bin/python.")
+    if args.references and not has_references(args.python):
+        sys.exit(f"{args.python} lacks aeon or torch, which the references need: make an environment (python -m venv DIR; DIR/bin/pip install aeon torch) and name it with --python DIR/bin/python.")
     for name in sets:
         with tempfile.TemporaryDirectory() as folder:
             folder, kind = args.keep or Path(folder), name.split(":")[0]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['in_worker', 'is_guarded', 'without_second_run', 'ending_in_order', 'patient_threads', 'session', 'Outcome',
            'score_lines', 'served_lines', 'may_train', 'needed', 'train_and_report', 'train_only', 'serve_fold',
-           'known_people', 'on_rerun', 'ready', 'serve_competition', 'competition_folder', 'serve', 'main', 'finish',
-           'picker']
+           'known_people', 'on_rerun', 'ready', 'serve_competition', 'competition_folder', 'export_members', 'serve',
+           'main', 'finish', 'picker']
 
 # %% ../nbs/80_app.ipynb #2ce57a17
 import ast
@@ -192,6 +192,14 @@ def competition_folder(s: Settings):
     return folder if folder.is_dir() and (folder / "test.csv").exists() else None
 
 # %% ../nbs/80_app.ipynb #70f1bd99
+def export_members(**overrides) -> list:
+    "What `gesture-nb export` does; returns the names of the members that were exported."
+    from gesture_nb.serving.export import export_run
+    with session(**overrides) as (s, reporter):
+        done = export_run(s.output_path, reporter)
+        reporter.say(f"Exported to {s.output_path / 'serving'}: {', '.join(done) or 'nothing'}")
+        return done
+
 def serve(**overrides) -> None:
     "What `gesture-nb serve` does: answer the competition's gateway, or a local one over the test file of the data folder."
     if in_worker(): return None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'COMMANDS', 'EXTRA', 'add_settings', 'settings_from', 'run', 'train', 'serve', 'features', 'evaluate',
-           'predict', 'simulate', 'report', 'replay', 'kaggle', 'parser', 'with_command', 'main']
+           'predict', 'simulate', 'report', 'replay', 'export', 'kaggle', 'parser', 'with_command', 'main']
 
 # %% ../nbs/89_cli.ipynb #ec8cf467
 import argparse
@@ -75,14 +75,19 @@ def replay(args):
     from gesture_nb.commands import replay_log
     replay_log(**settings_from(args))
 
+def export(args):
+    "Write a run's members in the form that answers single sequences quickly."
+    from gesture_nb.app import export_members
+    export_members(**settings_from(args))
+
 def kaggle(args):
-    "Write a folder for Kaggle: notebook, wheel, members."
+    "Write a folder for Kaggle: notebook, wheels, members."
     from gesture_nb.serving.kaggle import kaggle_folder
-    kaggle_folder(Path(args.to), user=args.user, mode=args.mode, **settings_from(args))
+    kaggle_folder(Path(args.to), user=args.user, mode=args.mode, python=args.python, wheels=args.wheels, **settings_from(args))
 
 # %% ../nbs/89_cli.ipynb #821f7254
 COMMANDS = {"run": run, "train": train, "evaluate": evaluate, "predict": predict, "serve": serve, "features": features,
-            "simulate": simulate, "report": report, "replay": replay, "kaggle": kaggle}
+            "simulate": simulate, "report": report, "replay": replay, "export": export, "kaggle": kaggle}
 
 def _whole(text: str) -> int:
     n = int(text)
@@ -112,6 +117,8 @@ def _kaggle_options(p):
     p.add_argument("--to", required=True, help="the folder to write")
     p.add_argument("--user", default="me", help="your Kaggle user name")
     p.add_argument("--mode", choices=("serve", "train"), default="serve", help="serve the run's members, or train on Kaggle")
+    p.add_argument("--python", default="3.12", help="the version of Python there")
+    p.add_argument("--wheels", help="a folder of wheels to attach, instead of asking the package index")
 
 def _evaluate_options(p):
     p.add_argument("--ablate", nargs="?", const="all", metavar="LEVERS", help="also train again without each lever, or without those named (mixup,ema,…), and say what it is worth")

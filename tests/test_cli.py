@@ -213,6 +213,6 @@ def test_unwritable_folder(toy, tmp_path, program):
 
 def test_keras_alone_with_a_handful_of_steps(toy, tmp_path, program):
     """Four optimizer steps in all: the schedule has hardly room to rise."""
-    done = program("run", "--data", toy, "--out", tmp_path / "out", "--folds", "2", "--epochs", "4", "--batch-size", "60", "--progress", "lines", W_LGBM=0, W_TORCH=0)
+    done = program("run", "--data", toy, "--out", tmp_path / "out", "--folds", "2", "--epochs", "4", "--batch-size", "60", "--progress", "lines", W_LGBM=0, W_TORCH=0, W_KERAS=1)
     assert done.returncode == 0 and done.stderr == ""
     assert [p.name for p in (tmp_path / "out" / "members").iterdir() if p.is_dir()] == ["keras"]

@@ -59,7 +59,7 @@ def drift():
     """Exports a copy of the tree and compares; the working tree is not touched."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", "out", ".git", "__pycache__", "*.egg-info"))
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv*", "out", ".git", "__pycache__", "*.egg-info"))
         for module in (copy / "gesture_nb").rglob("*.py"):
             module.unlink()
         export(copy)

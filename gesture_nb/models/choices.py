@@ -51,7 +51,7 @@ MARGIN = 0.03    # share of the loss that a choice must save
 
 def views_of(train: Batch) -> list:
     "The views to choose from, the plain one first; one where both are the same."
-    from gesture_nb.data.loaders import KINDS, choose_view
+    from gesture_nb.data.views import KINDS, choose_view
     f, about = train.frames, (train.frames.lengths[train.index], train.frames.rate_hz[train.index])
     plain = choose_view(*about)
     same = f.lengths[train.index].min() == f.lengths[train.index].max() == min(plain.length, f.lengths[train.index].max())

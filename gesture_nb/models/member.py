@@ -7,6 +7,7 @@ __all__ = ['Choices', 'Batch', 'Checkpoint', 'NoCheckpoint', 'Member']
 
 # %% ../../nbs/40_models.member.ipynb #304dade6
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -41,7 +42,10 @@ class Batch:
         return replace(self, index=self.index[rows], y=pick(self.y), subjects=pick(self.subjects), aux={k: v[rows] for k, v in self.aux.items()})
     def summary(self) -> tuple:
         "(float32 `[m, K]`, names): one row of summary statistics a sequence, computed now unless they were before."
-        if self.summaries is not None: return self.summaries[0][self.index], self.summaries[1]
+        return self._summarised if self.summaries is None else (self.summaries[0][self.index], self.summaries[1])
+    @cached_property
+    def _summarised(self) -> tuple:
+        "Computed once, however many members and folds ask."
         from gesture_nb.data.frames import take_frames
         from gesture_nb.features.summary import summarise
         return summarise(take_frames(self.frames, self.index))

@@ -1,0 +1,170 @@
+"Exported members against the members themselves; one run of three members for the whole file, all four in the soak."
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gesture_nb.app import train_only
+from gesture_nb.commands import read_oof
+from gesture_nb.data.readers import read_table
+from gesture_nb.data.sequences import span
+from gesture_nb.progress import LineSink, Reporter
+from gesture_nb.schema import TEST_COLUMNS
+from gesture_nb.serving.compiled import Convolutions, unit_folders
+from gesture_nb.serving.export import export_run, stack_rocket
+from gesture_nb.serving.gateway import local_gateway, questions
+from gesture_nb.serving.predictor import load
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pl = pytest.importorskip("polars", reason="polars is not installed")
+DATA = "sim:120:3"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("served") / "out"
+    train_only(data=DATA, members="lgbm,torch,rocket", folds=2, epochs=1, boosting_rounds=4, decision="argmax", output_path=out, progress="lines")
+    with Reporter(sinks=[]) as reporter: assert sorted(export_run(out, reporter)) == ["rocket", "torch"]
+    return out
+
+
+@pytest.fixture(scope="module")
+def table(): return read_table(DATA)
+
+
+@pytest.fixture
+def copy(run, tmp_path): return shutil.copytree(run, tmp_path / "copy")
+
+
+def apart(a, b): return float(np.abs(a - b).max())
+
+
+def told(capsys, out, **more):
+    "What loading says, and the predictor."
+    predictor = load(out, reporter=Reporter(sinks=[LineSink()]), **more)
+    return capsys.readouterr().out, predictor
+
+
+def test_exported_answers_are_those_of_the_members(run, table):
+    fast, own = load(run), load(run, exported=False)
+    assert {m: len(u) for m, u in own.members.items()} == dict.fromkeys(own.members, 2)
+    assert {m: type(u[0]).__name__ for m, u in fast.members.items()} == {"lgbm": "LgbmMember", "torch": "Graph", "rocket": "Rocket"}
+    some = span(table, 0, 30)
+    probs = lambda p, t: {m: v["proba"] for m, v in p.members_told(p.batch(t)).items()}
+    whole, alone = probs(own, some), [probs(fast, span(some, i, i + 1)) for i in range(30)]
+    for m, p in probs(fast, some).items():
+        assert p.dtype == np.float32 and apart(p, whole[m]) < 1e-5 and apart(np.concatenate([a[m] for a in alone]), whole[m]) < 1e-5
+
+
+def test_one_fold_answers_as_it_did_out_of_fold_and_the_gateway_as_the_batch(run, table, tmp_path):
+    oof, fold1 = read_oof(run), load(run, 1)
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(oof["fold"] == 1))[:25]
+    for i in rows:
+        p = fold1.table_proba(span(table, i, i + 1))[0]
+        assert apart(p, oof["p_ensemble"][i]) < 1e-5 and fold1.classes[p.argmax()] == oof["pred"][i]
+    people, everyone = span(table, 0, 30), load(run)
+    answered = local_gateway(everyone, people, out=tmp_path / "s.parquet", labels=everyone.classes, seed=None)
+    assert answered["gesture"].tolist() == [everyone.classes[k] for k in everyone.table_proba(people).argmax(1)]
+
+
+def test_frames_of_every_kind_order_and_condition_get_one_answer(run, table):
+    p = load(run)
+    sequence, person = questions(span(table, 4, 5))[0]
+    known = p.proba(sequence, person)
+    backwards = sequence.select(reversed(sequence.columns)).with_columns(note=pl.lit("x"), row=pl.Series([{}] * len(sequence), dtype=pl.Object))
+    for frame in (backwards, sequence.to_pandas(), sequence.to_arrow(), sequence.to_dict(as_series=False), {c: sequence[c].to_numpy() for c in sequence.columns}):
+        assert apart(p.proba(frame, person), known) < 1e-6 and p(frame) in p.classes
+    sensors = [c for c in TEST_COLUMNS if c.startswith(("thm", "tof", "rot"))]
+    blind = [p.proba(sequence.with_columns(*(pl.Series(c, [None] * len(sequence), dtype=t) for c in sensors)), person) for t in (pl.Float64, pl.String, pl.Int64, pl.Null, pl.Boolean)]
+    assert all(apart(b, blind[0]) < 1e-6 for b in blind) and apart(p.proba(sequence.drop(sensors), person), blind[0]) < 1e-6 < apart(blind[0], known)
+
+
+def test_neither_torch_nor_tensorflow_is_needed(run, table):
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "tensorflow", "keras"): raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import numpy as np
+from gesture_nb.serving.export import noise
+from gesture_nb.serving.predictor import load
+p = load({str(run)!r})
+print(sorted(p.members), np.round(p.table_proba(noise(p.channels, (40, 90), 10.0)), 6).tolist())"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    from gesture_nb.serving.export import noise
+    own = load(run, exported=False)
+    names, answer = done.stdout.split(" [[")
+    assert names == "['lgbm', 'rocket', 'torch']" and apart(np.array(eval("[[" + answer)), own.table_proba(noise(own.channels, (40, 90), 10.0))) < 1e-5
+
+
+def test_damaged_and_outdated_exports_are_not_used(copy, capsys):
+    import json
+    path = copy / "serving" / "rocket.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"x")
+    said, p = told(capsys, copy)
+    assert "rocket.safetensors is damaged" in said and type(p.members["torch"][0]).__name__ == "TorchMember"
+    path.write_bytes(whole)
+    manifest = unit_folders(copy)["torch"][0] / "manifest.json"
+    from gesture_nb.artifacts import write_manifest
+    facts = json.loads(manifest.read_text())["facts"]
+    write_manifest(manifest.parent, **facts | {"seconds": -1})
+    said, p = told(capsys, copy)
+    assert "torch answers fold by fold" in said and "trained again" in said
+    assert type(p.members["torch"][0]).__name__ == "TorchMember" and type(p.members["rocket"][0]).__name__ == "Rocket"
+
+
+def test_an_export_that_disagrees_is_refused(copy, capsys, monkeypatch):
+    from gesture_nb.artifacts import read_arrays, write_arrays
+    from gesture_nb.serving import export
+    def wrong(out, name, to):
+        facts, arrays = stack_rocket(out, name, to), read_arrays(to / "rocket.safetensors")
+        write_arrays(to / "rocket.safetensors", arrays | {"0.bias": arrays["0.bias"] + np.float32([0.1] + [0] * 17)})
+        return facts
+    monkeypatch.setattr(export, "EXPORTERS", {"rocket": wrong})
+    with Reporter(sinks=[LineSink()]) as reporter: assert export_run(copy, reporter) == []
+    said = capsys.readouterr().out
+    assert "rocket is served as it was trained" in said and "differently" in said and [p.name for p in (copy / "serving").iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("n", [1, 3, 64, 255, 256])
+def test_shares_are_those_of_the_member_to_the_bit(n):
+    import torch
+
+    from gesture_nb.models.kernels import draw, kernels, shares, thresholds
+    from gesture_nb.models.rocket import RocketRecipe, exact
+    rng, folds = np.random.default_rng(n), 2
+    x = exact(rng.normal(size=(folds, 11, n)) * 9)
+    x[:, 3:5] = 0.37 // 2**-12 * 2**-12                      # constant features, where rounding would decide
+    made = [(*draw(RocketRecipe().dilations, RocketRecipe().draws, 11, 256, k),) for k in range(folds)]
+    mask = torch.ones(1, n, dtype=torch.bool)
+    bounds = [thresholds(torch.from_numpy(x[k:k + 1]), mask, *made[k], 6) for k in range(folds)]
+    expected = [shares(torch.from_numpy(x[k:k + 1]), mask, *made[k], bounds[k])[0] for k in range(folds)]
+    arrays = {"dilations": made[0][0], "kernels": kernels(), "chosen": np.stack([c for _, c in made]), "bounds": np.stack(bounds)}
+    found = Convolutions(arrays, {"folds": [0, 1], "view": ["tail", 256], "names": []}, [0, 1]).shares(x)
+    assert np.array_equal(found, np.stack(expected))
+
+
+@pytest.mark.soak
+def test_all_members_500_sequences_and_100_gateway_runs(tmp_path):
+    out, data = tmp_path / "out", "sim:600:5"
+    train_only(data=data, members="lgbm,torch,keras,rocket", folds=5, epochs=1, boosting_rounds=30, decision="argmax", flip="off", output_path=out, progress="lines")
+    with Reporter(sinks=[]) as reporter: assert sorted(export_run(out, reporter)) == ["keras", "rocket", "torch"]
+    table, oof = read_table(data), read_oof(out)
+    held = [load(out, k) for k in range(5)]
+    for i in np.random.default_rng().permutation(len(table))[:500]:
+        p = held[oof["fold"][i]].table_proba(span(table, i, i + 1))[0]
+        assert apart(p, oof["p_ensemble"][i]) < 1e-5 and held[0].classes[p.argmax()] == oof["pred"][i]
+    everyone, own = load(out), load(out, exported=False)
+    asked = span(table, 0, 500)
+    whole = own.table_proba(asked)
+    assert apart(everyone.table_proba(asked), whole) < 1e-5
+    expected = [own.classes[k] for k in whole.argmax(1)]
+    for again in range(100):
+        many = 500 if again == 0 else 20
+        answered = local_gateway(everyone, span(asked, 0, many), out=tmp_path / "s.parquet", labels=own.classes, seed=None)
+        assert answered["gesture"].tolist() == expected[:many]
