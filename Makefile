@@ -18,7 +18,7 @@ run: setup
 test: lint drift
 	@$(BIN)/python tools/browser.py
 	@$(BIN)/python tools/notebooks.py test
-	@$(BIN)/python -m pytest tests -ra --durations=10
+	@$(BIN)/python -m pytest tests -ra --durations=10 -n 2 --dist loadfile
 
 lint: setup
 	@$(BIN)/ruff check .
