@@ -8,12 +8,12 @@ __all__ = ['ALPHAS', 'MARGIN', 'quick_kernels', 'quick_columns', 'quick_loss', '
 # %% ../../nbs/40_models.choices.ipynb #9334fc53
 import numpy as np
 
+from ..data.views import KINDS, choose_view, gather
 from .member import Batch, Choices
 
 # %% ../../nbs/40_models.choices.ipynb #d619de89
 def quick_kernels(frames, index, view, seed: int) -> tuple:
     "(deviation of each feature, dilations, chosen features, thresholds) by which some sequences are told in a few hundred numbers."
-    from gesture_nb.data.loaders import gather
     from gesture_nb.models.kernels import draw, thresholds
     some = index[::max(1, len(index) // 48)]
     size = gather(frames, some, view)["x"].std((0, 2))[:, None] + np.float32(1e-3)
@@ -23,7 +23,6 @@ def quick_kernels(frames, index, view, seed: int) -> tuple:
 def _tensors(frames, index, view, size) -> tuple:
     "(x float32 `[B, F, L]`, mask bool `[B, L]`) as PyTorch has them."
     import torch
-    from gesture_nb.data.loaders import gather
     b = gather(frames, index, view)
     return torch.from_numpy(b["x"] / size * b["mask"][:, None]), torch.from_numpy(b["mask"])
 
@@ -51,7 +50,6 @@ MARGIN = 0.03    # share of the loss that a choice must save
 
 def views_of(train: Batch) -> list:
     "The views to choose from, the plain one first; one where both are the same."
-    from gesture_nb.data.views import KINDS, choose_view
     f, about = train.frames, (train.frames.lengths[train.index], train.frames.rate_hz[train.index])
     plain = choose_view(*about)
     same = f.lengths[train.index].min() == f.lengths[train.index].max() == min(plain.length, f.lengths[train.index].max())
