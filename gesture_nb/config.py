@@ -137,7 +137,7 @@ ENV = {name: (name if name.startswith(("dl_", "log_", "print_", "feature_", "hea
        for name in FIELDS}
 
 # %% ../nbs/00_config.ipynb #37ebe6b9
-LEVERS = {"mixup": ("mixup",), "cutmix": ("cutmix",), "stretch": ("stretch",), "shift": ("shift",), "turn": ("turn",), "heading": ("heading",),
+LEVERS = {"mixup": ("mixup",), "cutmix": ("cutmix",), "align": ("align",), "stretch": ("stretch",), "shift": ("shift",), "turn": ("turn",), "heading": ("heading",),
           "scale": ("scale",), "noise": ("noise",), "drop": ("drop", "drop_one"), "mirror": ("mirror",), "view": ("view",), "ema": ("ema",), "heads": ("aux_weight",)}
 
 def switched_off(record, without):

@@ -91,6 +91,76 @@ def test_learns_and_does_not_look_at_names_of_people():
     assert (m.predict_proba(replace(b, y=None, subjects=None)).argmax(1) == b.y).mean() > 0.8
 
 
+def with_starts(b, seed=3):
+    """The same sequences as pauses that end at a random row, known for most of them."""
+    rng, n = np.random.default_rng(seed), b.frames.lengths
+    starts = rng.integers(5, n - 5)
+    values = b.frames.values.copy()
+    for a, s in zip(b.frames.offsets, starts): values[a:a + s] *= 0.05
+    return replace(b, frames=replace(b.frames, values=values), starts=np.where(rng.random(len(n)) < 0.9, starts, -1))
+
+
+def test_phases_are_learned_where_they_are_known(tmp_path):
+    import torch
+
+    from gesture_nb.data.loaders import SequenceDataset, View
+    from gesture_nb.models.torch_net import to
+
+    b = with_starts(problem(n=90))
+    m = trained(b, epochs=12)
+    assert m.shape.phase and set(m.predict_heads(b)) == {"y"}
+    new = with_starts(problem(n=60, seed=8), seed=5)
+    batch = SequenceDataset(new.frames, new.index, View(m.shape.kind, m.shape.length), starts=new.starts)[np.arange(60)]
+    net = m.net.each[0]
+    with torch.no_grad():
+        told = net.train()(to(batch, "cpu"))["phase"].numpy() > 0
+    known = batch["phase"] >= 0
+    assert (told == (batch["phase"] == 1))[known].mean() > 0.85
+    m.save(tmp_path)
+    assert weights(TorchMember.load(tmp_path)) == weights(m)
+    assert not trained(replace(b, starts=np.full(90, -1)), epochs=1).shape.phase
+
+
+def test_mixing_lets_gestures_begin_together():
+    import torch
+
+    from gesture_nb.features.augment import blend
+
+    n, steps, rng = 40, 64, np.random.default_rng(0)
+    start, first = torch.tensor(rng.integers(20, 44, n)), torch.tensor(rng.integers(0, 10, n))
+    t = torch.arange(steps)
+    phase = torch.where(t < first[:, None], -1, (t >= start[:, None]).int()).to(torch.int8)
+    phase[5] = -1
+    b = {"x": (phase == 1).float()[:, None], "mask": t >= first[:, None], "y": torch.eye(n), "flags": torch.ones(n, 1), "phase": phase}
+    out = blend(b, 1, 0, 0.4, True, torch.Generator().manual_seed(0))
+    both = (out["partner"] != 5) & (torch.arange(n) != 5)
+    onset = lambda x: (x > 1e-6).to(torch.uint8).argmax(1)
+    assert torch.equal(onset(out["x"][both, 0]), start[both]) and torch.equal(onset(out["phase"][both].float()), start[both])
+    plain = blend(b, 1, 0, 0.4, False, torch.Generator().manual_seed(0))
+    assert torch.equal(onset(plain["x"][both, 0]), torch.minimum(start, start[out["partner"]])[both])
+    cut = blend(b, 0, 1, 0.4, True, torch.Generator().manual_seed(0))
+    assert torch.equal(cut["x"][:, 0] == 1, (cut["phase"] == 1) | (cut["x"][:, 0] == 1) & (torch.arange(n) == 5)[:, None])
+
+
+def test_several_nets_answer_as_one_and_go_on_as_one(tmp_path):
+    b, two = problem(), replace(SMALL, seeds=2)
+    m = trained(b, preset=two)
+    alone = weights(m)
+    assert alone["each.0.stems.acc.0.weight"] != alone["each.1.stems.acc.0.weight"]
+
+    class Stop(Exception): pass
+    def at(epoch, step):
+        if (epoch, step) == (2, 2): raise Stop
+
+    checkpoint = FolderCheckpoint(tmp_path / "c")
+    with pytest.raises(Stop): trained(b, preset=two, reporter=Quiet(at), checkpoint=checkpoint, save_every=0.0)
+    assert weights(trained(b, preset=two, checkpoint=FolderCheckpoint(tmp_path / "c"))) == alone
+    folder = tmp_path / "m"
+    folder.mkdir()
+    m.save(folder)
+    assert TorchMember.load(folder).predict_proba(b).tobytes() == m.predict_proba(b).tobytes()
+
+
 def test_answers_sequences_of_any_length():
     m = trained(problem(), epochs=1)
     odd = problem(lengths=[1, 2, 700, 16, 40], n=5)

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .frames import FrameFeatures
-from .views import View, choose_view, gather  # noqa: F401 (members look for it here)
+from .views import View, choose_view, gather, phase_of  # noqa: F401 (members look for it here)
 
 # %% ../../nbs/23_data.loaders.ipynb #7a1c0de6
 _all_ = ["View", "choose_view", "gather"]
@@ -29,15 +29,18 @@ class SequenceDataset(Dataset):
         index: np.ndarray,     # int64 [m]: the sequences that take part
         view: View,
         labels: dict = None,   # name → int64 [m]: 'y', and more where known
+        starts=None,           # int64 [m]: rows before the gesture itself, -1 unknown; None: nothing is known
     ):
         self.frames, self.index, self.view = frames, np.asarray(index, np.int64), view
         self.labels = {k: np.asarray(v, np.int64) for k, v in (labels or {}).items() if v is not None}
+        self.starts = None if starts is None else np.asarray(starts, np.int64)
         self.flags = np.stack([frames.masks[k][self.index] for k in frames.masks], 1).astype(np.float32) if frames.masks else np.zeros((len(self.index), 0), np.float32)
 
     def __len__(self): return len(self.index)
     def __getitem__(self, positions) -> dict:
         pos = np.atleast_1d(np.asarray(positions, np.int64))
-        return gather(self.frames, self.index[pos], self.view) | {"flags": self.flags[pos], "pos": pos} | {k: v[pos] for k, v in self.labels.items()}
+        phase = {} if self.starts is None else {"phase": phase_of(self.starts[pos], self.frames.lengths[self.index[pos]], self.view)}
+        return gather(self.frames, self.index[pos], self.view) | {"flags": self.flags[pos], "pos": pos} | {k: v[pos] for k, v in self.labels.items()} | phase
 
 # %% ../../nbs/23_data.loaders.ipynb #d9c68113
 class BatchOrder(Sampler):

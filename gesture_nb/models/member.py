@@ -33,13 +33,14 @@ class Batch:
     subjects: np.ndarray = None  # str [m]
     summaries: tuple = None      # (float32 [n, K], K names) of all of `frames`, if computed already
     choices: Choices = Choices() # what its people said
+    starts: np.ndarray = None    # int64 [m]: rows before the gesture itself, -1 unknown; None where nothing is known
     aux: dict = field(default_factory=dict)  # further int64 [m] labels where known: 'orientation', 'opening'; -1 unknown
 
     def __len__(self): return len(self.index)
     def take(self, rows) -> "Batch":
         "The batch's own positions `rows`."
         pick = lambda a: None if a is None else a[rows]
-        return replace(self, index=self.index[rows], y=pick(self.y), subjects=pick(self.subjects), aux={k: v[rows] for k, v in self.aux.items()})
+        return replace(self, index=self.index[rows], y=pick(self.y), subjects=pick(self.subjects), starts=pick(self.starts), aux={k: v[rows] for k, v in self.aux.items()})
     def summary(self) -> tuple:
         "(float32 `[m, K]`, names): one row of summary statistics a sequence, computed now unless they were before."
         return self._summarised if self.summaries is None else (self.summaries[0][self.index], self.summaries[1])

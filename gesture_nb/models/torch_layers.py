@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAST', 'FULL', 'PRESETS', 'Preset', 'Shape', 'stems_of', 'stride_of', 'conv', 'SqueezeExcite', 'Residual', 'GridStem',
-           'Pool', 'GestureNet', 'measure', 'shape_of']
+           'Pool', 'GestureNet', 'Nets', 'measure', 'shape_of']
 
 # %% ../../nbs/42_models.torch_layers.ipynb #fa2bc327
 import math
@@ -30,6 +30,7 @@ class Preset:
     steps: int = 96                  # time steps after the stems, about
     stem: int = 24                   # channels of each group's stem
     dropout: float = 0.3             # before the last layer
+    seeds: int = 1                   # nets, trained side by side, that differ in their first weights
     epochs: int = 22                 # passes over the training set
     samples: tuple = (52_000, 200_000)  # … but so many sequences at least and at most, all passes together
     batch_size: int = 32             # at most; small sets take smaller batches
@@ -44,7 +45,7 @@ class Preset:
     augment: Augment = Augment()
 
 FAST = Preset()
-FULL = Preset(widths=(96, 160, 224), blocks=2, stem=32, epochs=100, samples=(200_000, 4_000_000), batch_size=128, ema=0.999)
+FULL = Preset(widths=(96, 160, 224), blocks=2, stem=32, seeds=3, epochs=100, samples=(200_000, 4_000_000), batch_size=128, ema=0.999)
 PRESETS = {"fast": FAST, "full": FULL}
 
 # %% ../../nbs/42_models.torch_layers.ipynb #7775a9c7
@@ -58,6 +59,7 @@ class Shape:
     kind: str            # view
     grids: int = 0       # ToF sensors with grids
     aux: dict = field(default_factory=dict)   # extra head → number of its labels
+    phase: bool = False  # whether each step's phase is learned too
 
 # %% ../../nbs/42_models.torch_layers.ipynb #86a685db
 def stems_of(shape: Shape) -> dict:
@@ -137,6 +139,7 @@ class GestureNet(nn.Module):
         self.stages = nn.ModuleList(Residual(a if not k else b, b, preset.kernel, 2 if i and not k else 1) for i, (a, b) in enumerate(zip(wide, wide[1:])) for k in range(preset.blocks))
         self.pool, self.drop = Pool(wide[-1]), nn.Dropout(preset.dropout)
         self.heads = nn.ModuleDict({k: nn.Linear(3 * wide[-1] + len(shape.flags), n) for k, n in {"y": len(shape.classes), **shape.aux}.items()})
+        self.phase = nn.Conv1d(wide[-1], 1, 1) if shape.phase else None
 
     def stem(self, x, flags):
         "Each group through its own stem; silent where its sensors are absent."
@@ -146,15 +149,28 @@ class GestureNet(nn.Module):
             yield stem(x[:, at] * on) * on
 
     def forward(self, batch):
-        "Logits of every head, `[B, C]` each, of a batch of tensors."
+        "Logits of every head, `[B, C]` each, of a batch of tensors; while it learns also of 'phase', `[B, L]`, if it knows phases."
         flags, mask = batch["flags"], batch["mask"][:, None, :].to(batch["x"].dtype)
         parts = list(self.stem(batch["x"] * mask, flags))
         if self.look is not None: parts.append(self.look(batch["grids"], flags[:, self.grid_flags]))
         mask = mask[:, :, ::self.stride]
         x = torch.cat(parts, 1) * mask
         for stage in self.stages: x, mask = stage(x, mask)
+        phase = {"phase": F.interpolate(self.phase(x), batch["x"].shape[2])[:, 0]} if self.phase is not None and self.training else {}
         x = torch.cat([self.drop(self.pool(x, mask)), flags], 1)
-        return {k: head(x) for k, head in self.heads.items()}
+        return {k: head(x) for k, head in self.heads.items()} | phase
+
+# %% ../../nbs/42_models.torch_layers.ipynb #a51c3022
+class Nets(nn.Module):
+    "`preset.seeds` nets whose probabilities are averaged."
+    def __init__(self, shape: Shape, preset: Preset):
+        super().__init__()
+        self.each = nn.ModuleList(GestureNet(shape, preset) for _ in range(preset.seeds))
+
+    def forward(self, batch):
+        "Logits (or logarithms of mean probabilities) of every head."
+        told = [net(batch) for net in self.each]
+        return told[0] if len(told) == 1 else {k: torch.stack([t[k].double().log_softmax(1) for t in told]).logsumexp(0) - math.log(len(told)) for k in told[0]}
 
 # %% ../../nbs/42_models.torch_layers.ipynb #f675ee7c
 def measure(frames: FrameFeatures, index, shape: Shape) -> tuple:
@@ -177,4 +193,5 @@ def shape_of(train: Batch, preset: Preset) -> Shape:
     f = train.frames
     view = choose_view(f.lengths[train.index], f.rate_hz[train.index], preset.view)
     aux = {k: int(v.max()) + 1 for k, v in sorted(train.aux.items()) if v.max() > 0}
-    return Shape(tuple(f.names), tuple(f.masks), tuple(train.classes), view.length, view.kind, 0 if f.grids is None else f.grids.shape[1], aux)
+    phase = train.starts is not None and bool((train.starts >= 0).any())
+    return Shape(tuple(f.names), tuple(f.masks), tuple(train.classes), view.length, view.kind, 0 if f.grids is None else f.grids.shape[1], aux, phase)

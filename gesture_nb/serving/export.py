@@ -59,7 +59,7 @@ def heads_of(members: list, classes: int) -> dict:
     return {"y": classes} | {k: n for k, n in aux[0].items() if all(a.get(k) == n for a in aux)}
 
 def torch_parts(member, heads: dict) -> list:
-    "The convolutional net and its view."
+    "The convolutional nets and their view."
     import torch
     from gesture_nb.data.views import View
     class Answer(torch.nn.Module):
@@ -69,7 +69,7 @@ def torch_parts(member, heads: dict) -> list:
         def forward(self, batch):
             out = self.net(batch)
             return torch.cat([out[k].softmax(1) for k in heads], 1)
-    return [(View(member.shape.kind, member.shape.length), Answer(member.net))]
+    return [(View(member.shape.kind, member.shape.length), Answer(net)) for net in member.net.each]
 
 # %% ../../nbs/61_serving.export.ipynb #2c27f022
 def keras_parts(member, heads: dict) -> list:

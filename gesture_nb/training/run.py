@@ -54,6 +54,7 @@ class Problem:
     fold: np.ndarray     # int64 [n], 0 … folds-1
     source: str          # fingerprint of the data's bytes
     aux: dict = field(default_factory=dict)  # further labels for extra heads
+    starts: np.ndarray = None                # int64 [n]: rows before the gesture itself, -1 unknown; None: the data does not say
     repairs: Repairs = None                  # turned devices, if they are looked for
     place: np.ndarray = None                 # int64 [folds, n]: where `frames` has each sequence while a fold is held out; None: in the table's order
     said: dict = field(default_factory=dict) # fold → `Choices` of its training people, once they were asked
@@ -74,7 +75,8 @@ def batch_of(
     "The sequences `index` as a batch."
     index = np.asarray(index, np.int64)
     frames, summaries, at = (p.frames, p.summaries, index if p.place is None else p.place[fold][index]) if frames is None else (frames, None, index)
-    return Batch(frames, at, p.classes, p.y[index] if labelled else None, p.subjects[index], summaries, {k: v[index] for k, v in p.aux.items()} if labelled else {})
+    known = {"y": p.y[index], "aux": {k: v[index] for k, v in p.aux.items()}, "starts": None if p.starts is None else p.starts[index]} if labelled else {}
+    return Batch(frames, at, p.classes, subjects=p.subjects[index], summaries=summaries, **known)
 
 # %% ../../nbs/52_training.run.ipynb #d0118c8d
 def extra_labels(table: SequenceTable) -> dict:
@@ -106,7 +108,7 @@ def load_problem(settings: Settings, reporter) -> Problem:
     whole, place = extended(table, repairs.turned) if repairs else (table, None)
     if repairs: reporter.say(f"Devices worn upside down: {len(np.unique(table.meta['subject'][place.max(0) >= len(table)]))} of {len(np.unique(table.meta['subject']))} people; their recordings are turned back")
     frames, summaries = features_of(whole, settings, reporter, source if whole is table else fingerprint(source, place))
-    return Problem(table, frames, summaries, tuple(classes.tolist()), y.astype(np.int64), fold, source, extra_labels(table), repairs, place)
+    return Problem(table, frames, summaries, tuple(classes.tolist()), y.astype(np.int64), fold, source, extra_labels(table), table.meta.get("gesture_start"), repairs, place)
 
 # %% ../../nbs/52_training.run.ipynb #436fdb5a
 def given_folds(table: SequenceTable, settings: Settings):
