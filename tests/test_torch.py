@@ -170,6 +170,21 @@ def test_answers_sequences_of_any_length():
     assert np.allclose(p, alone, atol=1e-5)
 
 
+def test_a_few_rows_are_seen_however_steps_are_left_out():
+    """A sequence whose rows all lie between the steps that remain once stood for nothing but padding, which cost spikes of the loss."""
+    import torch
+
+    from gesture_nb.data.loaders import SequenceDataset, View
+    from gesture_nb.models.torch_net import to
+
+    m, short = trained(problem(lengths=[200] * 60), epochs=1), problem(lengths=np.arange(1, 25), n=24)
+    assert m.net.each[0].stride > 1
+    seen = {}
+    m.net.each[0].drop.register_forward_pre_hook(lambda _, x: seen.update(pooled=x[0]))
+    m.net.eval()(to(SequenceDataset(short.frames, short.index, View("tail", m.shape.length))[np.arange(24)], "cpu"))
+    assert float(seen["pooled"].abs().max()) < 1e3 and torch.isfinite(seen["pooled"]).all()
+
+
 def test_the_process_is_left_as_it_was():
     import torch
     torch.manual_seed(5)

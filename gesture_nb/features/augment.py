@@ -21,7 +21,7 @@ from .mirror import mirror_map, mirrored_grids
 class Augment:
     "How much of what. `names` and `flags` tell what the batch holds; whoever trains fills them in."
     stretch: float = 0.15     # time runs up to so much faster or slower
-    shift: float = 0.1        # … and starts up to such a share of the length later or earlier
+    shift: float = 0.1        # … and starts up to such a share of its length later or earlier
     mirror: float = 0.0       # chance that a sequence is told as the other hand's; on where training people gain by it
     axis: str = "x"           # of the device along the forearm, for the mirror
     turn: float = 0.15        # rad; deviation of the turn of the device on the wrist
@@ -53,7 +53,7 @@ def warp(batch: dict, stretch: float, shift: float, generator) -> dict:
     "Each sequence read faster or slower, earlier or later, with straight lines between steps."
     x, mask = batch["x"], batch["mask"]
     n, rand = x.shape[2], lambda: (torch.rand(len(x), 1, generator=generator) * 2 - 1)
-    speed, late = (1 + stretch) ** rand(), shift * n * rand()
+    speed, late = (1 + stretch) ** rand(), shift * mask.sum(1, keepdim=True).cpu() * rand()
     at = (n - 1 - (n - 1 - torch.arange(n)) * speed - late).to(x.device)
     low = at.floor().long()
     share, inside = (at - low)[:, None], (low >= 0) & (low < n)
