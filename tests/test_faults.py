@@ -111,6 +111,24 @@ def test_members_that_fail_leave_the_others_to_answer(run, settings):
     assert answer(sequence) == whole[0] and any("no member could" in s for s in ear.lines)
 
 
+def test_a_failure_that_repeats_is_counted_and_not_repeated(run, settings):
+    ear, answer = Ear(), load(run, fixed={"lgbm": 0.0})
+    answer.reporter, sequence = Reporter(settings, sinks=[ear]), {"acc_x": [0.0], "acc_y": [0.0], "acc_z": [9.8]}
+    class Broken:
+        asked = 0
+        def predict_proba(self, batch): self.asked += 1; raise MemoryError(f"no more of it: {self.asked}")
+    answer.members["torch"] = [Broken()]
+    for _ in range(105): answer(sequence)
+    told, lines = [s for s in ear.lines if "torch failed" in s], [s for s in ear.lines if s]
+    assert [s.rsplit(" ", 1)[1] for s in told] == ["1", "10", "100"] and "(100 times by now)" in told[2]
+    assert len(lines) == 6 and sum("no member could" in s for s in lines) == 3 and len(ear.lines) == 210   # the log gets every one
+    class Other:
+        def predict_proba(self, batch): raise ValueError("something else")
+    answer.members["torch"] = [Other()]
+    answer(sequence)
+    assert [s for s in ear.lines if s][6:] == ["torch failed on a sequence and was left out: ValueError: something else"]   # its consequence is known
+
+
 def test_there_is_always_a_label(run):
     predictor = load(run)
     for frame, people in frames_and_people(): answers_always(predictor, frame, people)
