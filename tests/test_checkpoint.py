@@ -101,3 +101,24 @@ def test_killed_while_writing(tmp_path, point):
     assert facts["epoch"] == 2 and (arrays["w"] == 2).all() and c.warning is None
     c.save({"w": np.zeros(3, "f4")}, {"epoch": 3})
     assert not list((tmp_path / "c").glob(".*")) and c.load()[1]["epoch"] == 3
+
+
+def test_seconds_of_all_processes_are_counted(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from gesture_nb.training import checkpoint
+
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    def after(c, seconds): clock.now += seconds; return c.seconds
+    c = FolderCheckpoint(tmp_path)
+    assert after(c, 30) == 30
+    c.save(*state(1))
+    assert after(c, 5) == 35   # these five die with the process
+    clock.now = 7.0            # another process, another clock
+    again = FolderCheckpoint(tmp_path)
+    assert again.load()[1] == state(1)[1] | {"lr": 1e-3 / 7} and after(again, 2) == 32
+    again.save(*state(2))
+    (again.states()[0] / "facts.json").write_text("{}")
+    last = FolderCheckpoint(tmp_path)
+    assert last.load()[1]["epoch"] == 1 and last.seconds == 30   # as much as led to the state that is used

@@ -9,11 +9,12 @@ import pytest
 from conftest import ROOT
 from faults import FLIPS, answers_always, flipped, frames_and_people
 
-from gesture_nb.artifacts import MANIFEST, DamagedError, check_manifest, check_results, read_json, read_sealed
+from gesture_nb.artifacts import MANIFEST, DamagedError, check_manifest, check_results, read_json, read_sealed, write_manifest
 from gesture_nb.config import UserError, read_settings
 from gesture_nb.progress import Quiet, Reporter, TimeUp
 from gesture_nb.serving.predictor import load
 from gesture_nb.sinks import Sink
+from gesture_nb.training.checkpoint import FolderCheckpoint
 from gesture_nb.training.deadline import chosen
 from gesture_nb.training.run import train
 
@@ -111,6 +112,24 @@ def test_members_that_fail_leave_the_others_to_answer(run, settings):
     assert answer(sequence) == whole[0] and any("no member could" in s for s in ear.lines)
 
 
+def test_a_failure_that_repeats_is_counted_and_not_repeated(run, settings):
+    ear, answer = Ear(), load(run, fixed={"lgbm": 0.0})
+    answer.reporter, sequence = Reporter(settings, sinks=[ear]), {"acc_x": [0.0], "acc_y": [0.0], "acc_z": [9.8]}
+    class Broken:
+        asked = 0
+        def predict_proba(self, batch): self.asked += 1; raise MemoryError(f"no more of it: {self.asked}")
+    answer.members["torch"] = [Broken()]
+    for _ in range(105): answer(sequence)
+    told, lines = [s for s in ear.lines if "torch failed" in s], [s for s in ear.lines if s]
+    assert [s.rsplit(" ", 1)[1] for s in told] == ["1", "10", "100"] and "(100 times by now)" in told[2]
+    assert len(lines) == 6 and sum("no member could" in s for s in lines) == 3 and len(ear.lines) == 210   # the log gets every one
+    class Other:
+        def predict_proba(self, batch): raise ValueError("something else")
+    answer.members["torch"] = [Other()]
+    answer(sequence)
+    assert [s for s in ear.lines if s][6:] == ["torch failed on a sequence and was left out: ValueError: something else"]   # its consequence is known
+
+
 def test_there_is_always_a_label(run):
     predictor = load(run)
     for frame, people in frames_and_people(): answers_always(predictor, frame, people)
@@ -162,3 +181,19 @@ def test_what_was_planned_is_kept_and_what_is_finished_answers(toy, tmp_path, mo
 def _serve_only(out):
     from gesture_nb.app import may_train
     may_train(read_settings({}, out=out, run_any_training=False))
+
+
+def test_a_unit_that_went_on_knows_what_it_took_in_all(toy, tmp_path, monkeypatch):
+    s, reporter = read_settings({}, data=toy, out=tmp_path / "out", members="torch", folds=2, epochs=3, batch_size=8), Quiet()
+    keep, kept = FolderCheckpoint.save, []
+    def interrupted(self, *state):
+        keep(self, *state); kept.append(self.states()[0])
+        raise KeyboardInterrupt
+    monkeypatch.setattr(FolderCheckpoint, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt): train(s, reporter)
+    monkeypatch.undo()
+    assert check_manifest(kept[0])["seconds"] > 0
+    write_manifest(kept[0], seconds=5000.0)   # as if the first process had been at it for long
+    _, metrics = train(s, reporter)
+    facts = [check_manifest(tmp_path / "out" / "members" / "torch" / f"fold{k}") for k in (0, 1)]
+    assert facts[0]["seconds"] > 5000 > facts[1]["seconds"] and metrics["members"]["torch"]["seconds"] > 5000

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import gesture_nb
-from ..artifacts import atomic_path, fingerprint, read_arrays, read_json, sha256_file, write_arrays, write_json
+from ..artifacts import DamagedError, atomic_path, fingerprint, read_arrays, read_json, read_sealed, sha256_file, write_arrays, write_json, write_sealed
 from ..config import Settings, UserError
 from ..data.frames import FrameFeatures, mapped
 from ..data.sequences import SequenceTable, blocks, offsets_of, span
@@ -265,16 +265,19 @@ def _frames_key(frames: FrameFeatures) -> str:
 
 def _read_summaries(store: Store) -> tuple:
     "(x, names) of a sound file; raises what is wrong with it."
+    import pyarrow as pa
     import pyarrow.parquet as pq
-    with pq.ParquetFile(store.record, page_checksum_verification=True) as file:
-        if json.loads(file.schema_arrow.metadata[b"gesture_nb"])["fingerprint"] != store.whole: raise ValueError("the feature code has changed since")
-        t = file.read()
+    raw, seal = store.record.read_bytes(), read_sealed(store.header)
+    if seal["fingerprint"] != store.whole: raise ValueError("the feature code has changed since")
+    if seal["sha256"] != hashlib.sha256(raw).hexdigest(): raise DamagedError("its checksum does not fit")
+    t = pq.read_table(pa.BufferReader(raw))
     return np.stack([c.to_numpy() for c in t.columns], axis=1), tuple(t.column_names)
 
 def _write_summaries(store: Store, x, names) -> None:
     import pyarrow as pa
     schema = pa.schema([(n, pa.float32()) for n in names], metadata={"gesture_nb": json.dumps({"identity": store.identity, "fingerprint": store.whole}, sort_keys=True)})
     with atomic_path(store.record) as tmp, _record_writer(tmp, schema) as w: w.write_table(pa.Table.from_arrays([pa.array(c) for c in np.ascontiguousarray(x.T)], schema=schema))
+    write_sealed(store.header, {"fingerprint": store.whole, "sha256": sha256_file(store.record)})
 
 # %% ../../nbs/21_features.store.ipynb #97758f01
 def load_or_build_summaries(

@@ -6,6 +6,8 @@
 __all__ = ['read_blend', 'load_members', 'Predictor', 'read_decider', 'load']
 
 # %% ../../nbs/60_serving.predictor.ipynb #dba39bb6
+import traceback
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +65,7 @@ class Predictor:
     reporter: object = field(default_factory=Quiet)
     decide: object = None     # a `Decider`; default: the likeliest class
     repair: object = None     # an `Upright`, if the run turns devices back
+    failures: Counter = field(default_factory=Counter)   # how often each kind of failure came
 
     def __post_init__(self): self.decide = self.decide or Decider(Decision(likeliest(self.classes)), self.classes)
 
@@ -72,7 +75,7 @@ class Predictor:
         except Exception as e: return self.stand_in(e)
     def stand_in(self, e: Exception) -> str:
         "The first label: what is answered when nothing else can be."
-        self.reporter.say(f"A sequence was answered with '{self.classes[0]}', because no member could: {type(e).__name__}: {e}", level="error")
+        self.tell("", f"A sequence was answered with '{self.classes[0]}', because no member could", e)
         return self.classes[0]
     def proba(self, sequence, demographics=None) -> np.ndarray:
         "float32 `[C]`: the probabilities of one sequence."
@@ -111,7 +114,15 @@ class Predictor:
     def ask(self, name: str, answer):
         "What `answer()` returns, or None if it failed."
         try: return answer()
-        except Exception as e: self.reporter.say(f"{name} failed on a sequence and was left out: {type(e).__name__}: {e}", level="error")
+        except Exception as e: self.tell(name, f"{name} failed on a sequence and was left out", e)
+    def tell(self, name: str, what: str, e: Exception) -> None:
+        "Every failure goes to the log; a kind of them (whose, which error, raised where) is said when it is new, and at the 10th, 100th, … time."
+        *_, (frame, line) = traceback.walk_tb(e.__traceback__)
+        self.failures[kind := (name, type(e), frame.f_code.co_filename, line)] += 1
+        times, error = self.failures[kind], f"{type(e).__name__}: {e}"
+        said = times == 10 ** (len(str(times)) - 1)
+        if said: self.reporter.say(f"{what}{f' ({times:,} times by now)' if times > 1 else ''}: {error}", level="error", times=times)
+        else: self.reporter.event("failure", member=name, error=error, times=times)
 
 # %% ../../nbs/60_serving.predictor.ipynb #16907cef
 def read_decider(kept: dict, fold: int = None) -> Decider:

@@ -8,6 +8,7 @@ __all__ = ['FolderCheckpoint']
 # %% ../../nbs/50_training.checkpoint.ipynb #4d991039
 import math
 import shutil
+import time
 from pathlib import Path
 
 from ..artifacts import DamagedError, atomic_folder, check_manifest, read_arrays, read_json, write_arrays, write_json
@@ -32,6 +33,12 @@ class FolderCheckpoint:
     "Keeps the two newest states in `folder`; `warning` says what was found damaged on loading."
     def __init__(self, folder):
         self.folder, self.warning, self._damaged = Path(folder), None, set()
+        self._before, self._since = 0.0, time.monotonic()   # seconds that led to the state that was loaded; when work went on from there
+
+    @property
+    def seconds(self) -> float:
+        "What the work has taken so far, in all processes that took part."
+        return self._before + time.monotonic() - self._since
 
     def states(self) -> list:
         "State folders, newest first."
@@ -42,7 +49,7 @@ class FolderCheckpoint:
         old = self.states()
         new = self.folder / f"state-{int(old[0].name[6:]) + 1 if old else 1:06d}"
         reserve = next((p for p in old if p not in self._damaged), None)
-        with atomic_folder(new) as tmp:
+        with atomic_folder(new, {"seconds": self.seconds}) as tmp:
             write_arrays(tmp / "arrays.safetensors", arrays)
             write_json(tmp / "facts.json", _to_json(facts))
         check_manifest(new)
@@ -53,11 +60,13 @@ class FolderCheckpoint:
         "(arrays, facts) of the newest state that is whole, or None."
         self.warning = None
         for p in self.states():
-            try: check_manifest(p)
+            try: kept = check_manifest(p)
             except DamagedError as e:
                 self._damaged.add(p)
                 self.warning = f"{e} " + ("The state before it is used." if p != self.states()[-1] else "There is none before it: this part starts again.")
-            else: return read_arrays(p / "arrays.safetensors"), _from_json(read_json(p / "facts.json"))
+            else:
+                self._before, self._since = kept.get("seconds", 0.0), time.monotonic()
+                return read_arrays(p / "arrays.safetensors"), _from_json(read_json(p / "facts.json"))
         return None
 
     def clear(self) -> None:

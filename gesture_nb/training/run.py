@@ -13,7 +13,6 @@ import importlib
 import math
 import os
 import shutil
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -162,13 +161,12 @@ def train_unit(p: Problem, settings: Settings, unit: Unit, base: dict, reporter)
     train = replace(train, choices=switched_off(fold_choices(p, train, unit.fold, settings, reporter), settings.without))
     inner = inner_split(train.subjects, train.y, settings.seed + unit.fold)
     assert_no_leak(train, held, inner)
-    member, start = member_class(unit.member)(settings, settings.seed, unit.fold), time.monotonic()
+    member, checkpoint = member_class(unit.member)(settings, settings.seed, unit.fold), FolderCheckpoint(unit.folder / "checkpoint")
     facts = {"member": unit.member, "fold": unit.fold, "identity": unit_identity(base, member, train)}
-    checkpoint = FolderCheckpoint(unit.folder / "checkpoint")
     refuse_other_checkpoint(unit, checkpoint, facts["identity"], settings, reporter.say)
     history = member.fit(train, inner_split=inner, reporter=reporter, checkpoint=checkpoint)
     told = heads_told(member, held)
-    facts["seconds"] = round(time.monotonic() - start, 3)
+    facts["seconds"] = round(checkpoint.seconds, 3)
     with atomic_folder(unit.folder, facts) as tmp:
         member.save(tmp)
         write_arrays(tmp / "oof.safetensors", {"index": asked, **told})
