@@ -210,6 +210,22 @@ def test_a_killed_worker_costs_nothing():
     assert weights(m) == weights(trained(b)) and not multiprocessing.active_children()
 
 
+def test_a_worker_killed_while_a_checkpoint_is_written_costs_nothing_either(tmp_path):
+    class Killing(FolderCheckpoint):
+        killed = 0
+        def save(self, *state):
+            for p in multiprocessing.active_children()[:1] if self.killed < 2 else []:
+                os.kill(p.pid, signal.SIGKILL)
+                p.join()
+                self.killed += 1
+            super().save(*state)
+
+    b, reporter, checkpoint = problem(), Quiet(), Killing(tmp_path)
+    m = trained(b, epochs=5, reporter=reporter, checkpoint=checkpoint, dl_num_workers=2)
+    assert checkpoint.killed == 2 and [s for s in reporter.said if "no worker" in s]
+    assert weights(m) == weights(trained(b, epochs=5)) and not multiprocessing.active_children()
+
+
 INTERRUPTED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])

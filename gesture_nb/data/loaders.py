@@ -10,6 +10,7 @@ __all__ = ['THREADED', 'SequenceDataset', 'BatchOrder', 'Loader', 'make_loader',
 import re
 import signal
 import sys
+import threading
 
 import numpy as np
 import torch
@@ -61,8 +62,16 @@ def _worker_start(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 class Loader(DataLoader):
-    "A DataLoader that takes the number of workers it was told."
+    "A DataLoader that takes the number of workers it was told, and whose lost workers are an error where its batches are asked for, nowhere else."
     def check_worker_number_rationality(self): pass
+    def _get_iterator(self):
+        # PyTorch answers a worker's death with a signal handler that raises in whatever the main thread is doing, writing a checkpoint for example;
+        # a loader that waits for a batch looks after its workers anyway.
+        if not self.num_workers or not hasattr(signal, "SIGCHLD"): return super()._get_iterator()
+        was = signal.getsignal(signal.SIGCHLD)
+        try: return super()._get_iterator()
+        finally:
+            if threading.current_thread() is threading.main_thread() and was is not None: signal.signal(signal.SIGCHLD, was)
 
 def make_loader(
     dataset: SequenceDataset,
