@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from gesture_nb.config import Settings
@@ -216,7 +217,7 @@ def test_a_worker_killed_while_a_checkpoint_is_written_costs_nothing_either(tmp_
         def save(self, *state):
             for p in multiprocessing.active_children()[:1] if self.killed < 2 else []:
                 os.kill(p.pid, signal.SIGKILL)
-                p.join()
+                while psutil.Process(p.pid).status() != psutil.STATUS_ZOMBIE: pass
                 self.killed += 1
             super().save(*state)
 

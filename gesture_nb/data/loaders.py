@@ -98,8 +98,8 @@ def safe_start_method(wanted: str, say=None) -> str:
 
 # %% ../../nbs/23_data.loaders.ipynb #befb94af
 def lost_worker(e: BaseException) -> bool:
-    "Whether an error says that a worker process died (and not that code in it failed)."
-    return isinstance(e, RuntimeError) and bool(re.match(r"DataLoader worker \(pid", str(e)))
+    "Whether an error says that a worker process died (and not that code in it failed); it may have died before its batch was fetched from its memory."
+    return isinstance(e, (ConnectionError, EOFError)) or isinstance(e, RuntimeError) and bool(re.match(r"DataLoader worker \(pid", str(e)))
 
 def end_workers(loader) -> None:
     "Ends a loader's processes now, rather than when Python gets round to it."
@@ -118,7 +118,7 @@ def with_fewer_workers(
     "(what `attempt` returned, workers that were left); repeats it with half the workers whenever one of them was killed."
     while True:
         try: return attempt(workers), workers
-        except RuntimeError as e:
+        except (RuntimeError, ConnectionError, EOFError) as e:
             if not (workers and lost_worker(e)): raise
         if say: say(f"A data worker was killed by the system: this epoch starts again with {workers // 2 or 'no'} worker{'s' * (workers // 2 != 1)}.")
         workers //= 2
