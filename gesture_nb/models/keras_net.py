@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'PARTS', 'hushed', 'load_tensorflow', 'SequenceRecipe', 'plan_of', 'one_cycle', 'NetShape', 'build_net',
            'attended', 'first_weights', 'adam_step', 'soft_loss', 'Engine', 'engine', 'measure', 'filled', 'ready',
-           'first_state', 'pack', 'unpack', 'seed_of', 'class_weights', 'augmented', 'run_epoch', 'KerasMember',
-           'fit_net', 'fetching']
+           'first_state', 'pack', 'unpack', 'seed_of', 'augmented', 'run_epoch', 'KerasMember', 'fit_net', 'fetching']
 
 # %% ../../nbs/43_models.keras_net.ipynb #f197c10b
 import math
@@ -26,7 +25,7 @@ import numpy as np
 from ..artifacts import read_arrays, read_json, write_arrays, write_json
 from ..config import Settings, UserError, switched_off
 from ..data.frames import FrameFeatures
-from .member import Batch, NoCheckpoint
+from .member import Batch, NoCheckpoint, class_weights
 
 # %% ../../nbs/43_models.keras_net.ipynb #5add6954
 _LOCK = threading.RLock()
@@ -262,17 +261,12 @@ def seed_of(*parts) -> int:
     "A seed for these whole numbers."
     return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
-def class_weights(y, n: int, balance: float) -> np.ndarray:
-    "float32 `[n]` with a mean of 1 over the sequences; rare classes count more."
-    w = (len(y) / n / np.maximum(np.bincount(y, minlength=n), 1)) ** balance
-    return (w / w[y].mean()).astype(np.float32)
-
 # %% ../../nbs/43_models.keras_net.ipynb #7e8d0bda
 def augmented(m, batch: dict, seed: int) -> dict:
     "The batch changed at random as `features.augment` does, with soft labels."
     import torch
     from gesture_nb.features.augment import Augment, augment, soft_labels
-    batch = {k: torch.as_tensor(batch[k]) for k in ("x", "mask", "flags", "y")}
+    batch = {k: torch.as_tensor(batch[k]) for k in ("x", "mask", "flags", "y", "phase") if k in batch}
     batch["y"] = soft_labels(batch["y"], len(m.classes))
     return {k: v.numpy() for k, v in augment(batch, switched_off(Augment(names=m.names, flags=m.flags, **m.mirror), m.settings.without), torch.Generator().manual_seed(seed)).items()}
 
@@ -391,7 +385,7 @@ def fit_net(m: KerasMember, train: Batch, reporter, checkpoint) -> tuple:
 def fetching(m: KerasMember, train: Batch, plan: dict, reporter):
     "Yields a function that calls `work(loader)`, again with fewer workers whenever one of them was killed."
     from gesture_nb.data.loaders import SequenceDataset, end_workers, make_loader, safe_start_method, with_fewer_workers
-    data, made = SequenceDataset(train.frames, train.index, m.view, {"y": train.y}), []
+    data, made = SequenceDataset(train.frames, train.index, m.view, {"y": train.y}, train.starts), []
     left = [min(m.settings.dl_num_workers, plan["steps"])]
     method = safe_start_method(m.settings.dl_start_method, reporter.say) if left[0] else "spawn"
     def attempt(work):
