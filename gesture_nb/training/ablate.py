@@ -26,7 +26,7 @@ AFTERWARDS = ("calibration", "weights", "expected_f1", "assignment")   # need no
 
 def touched(lever: str, p: Problem, members) -> tuple:
     "The members that a lever of the training concerns."
-    if lever == "heads" and not p.aux: return ()
+    if (lever == "align" or lever == "heads" and not p.aux) and p.starts is None: return ()
     some = {"heads": ("torch",), "view": ("torch", "keras", "rocket"), "mirror": MEMBERS}.get(lever, ("torch", "keras"))
     return tuple(m for m in some if m in members)
 
