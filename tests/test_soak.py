@@ -3,6 +3,7 @@ import itertools
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -215,5 +216,6 @@ def test_memory_of_a_hundred_epochs_is_flat(toy, tmp_path, member, workers):
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             seen[int(line.split("epoch=")[1].split("/")[0])] = sum(p.memory_info().rss for p in family) / 2**20, psutil.Process(process.pid).num_fds()
     assert process.wait() == 0
-    (early, files), (late, files_late) = seen[20], seen[100]
-    assert late < early + 30 and files_late <= files, seen
+    assert seen[100][0] < seen[20][0] + 30, seen
+    files = lambda epochs: statistics.median(seen[e][1] for e in epochs)     # with workers a few batches are always on their way, each an open file
+    assert files(range(51, 101)) <= files(range(1, 51)) + 2, seen
