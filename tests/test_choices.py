@@ -8,7 +8,7 @@ import torch
 from gesture_nb.data.frames import FrameFeatures
 from gesture_nb.data.sequences import table_from_arrays
 from gesture_nb.data.simulate import simulate
-from gesture_nb.features.augment import Augment, augment, mirror, soft_labels
+from gesture_nb.features.augment import NONE, augment, mirror, soft_labels
 from gesture_nb.features.frames import frame_features, mirror_hands
 from gesture_nb.features.mirror import mirrored_frames
 from gesture_nb.models.choices import find_choices, views_of
@@ -48,7 +48,7 @@ def test_a_batch_is_mirrored_as_recordings_are():
                           "flags": torch.from_numpy(np.stack([f.masks[m][:1] for m in f.masks], 1).astype("f4")), "grids": torch.from_numpy(f.grids[None, :30])}
     found = mirror(batch(f), f.names, tuple(f.masks), 1.0, "x", torch.Generator())
     assert all(torch.equal(found[k], v) for k, v in batch(other).items())
-    spec = replace(Augment(0, 0, 0, "x", 0, False, 0, 0, 0, 0, 0, (), 0), mirror=0.5, names=f.names, flags=tuple(f.masks))
+    spec = replace(NONE, mirror=0.5, names=f.names, flags=tuple(f.masks))
     many = {k: torch.cat([v] * 40) for k, v in batch(f).items()}
     turned = (augment(many, spec, torch.Generator().manual_seed(0))["x"] == torch.from_numpy(other.values[:30].T)).all(2).all(1)
     assert 5 < int(turned.sum()) < 35
