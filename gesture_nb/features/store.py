@@ -265,12 +265,11 @@ def _frames_key(frames: FrameFeatures) -> str:
 
 def _read_summaries(store: Store) -> tuple:
     "(x, names) of a sound file; raises what is wrong with it."
-    import pyarrow as pa
     import pyarrow.parquet as pq
-    raw, seal = store.record.read_bytes(), read_sealed(store.header)
+    digest, seal = sha256_file(store.record), read_sealed(store.header)
     if seal["fingerprint"] != store.whole: raise ValueError("the feature code has changed since")
-    if seal["sha256"] != hashlib.sha256(raw).hexdigest(): raise DamagedError("its checksum does not fit")
-    t = pq.read_table(pa.BufferReader(raw))
+    if seal["sha256"] != digest: raise DamagedError("its checksum does not fit")
+    t = pq.read_table(store.record)      # by its path: after reading from memory, PyArrow's threads can end the whole process at its exit
     return np.stack([c.to_numpy() for c in t.columns], axis=1), tuple(t.column_names)
 
 def _write_summaries(store: Store, x, names) -> None:
