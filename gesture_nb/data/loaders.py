@@ -118,7 +118,7 @@ def with_fewer_workers(
     "(what `attempt` returned, workers that were left); repeats it with half the workers whenever one of them was killed."
     while True:
         try: return attempt(workers), workers
-        except (RuntimeError, ConnectionError, EOFError) as e:
+        except Exception as e:
             if not (workers and lost_worker(e)): raise
         if say: say(f"A data worker was killed by the system: this epoch starts again with {workers // 2 or 'no'} worker{'s' * (workers // 2 != 1)}.")
         workers //= 2

@@ -367,7 +367,7 @@ def fit_net(m: KerasMember, train: Batch, reporter, checkpoint) -> tuple:
     "(state, history) of a whole training."
     plan, kept = plan_of(m.recipe_, m.settings, len(train)), checkpoint.load()
     if getattr(checkpoint, "warning", None): reporter.say(checkpoint.warning)
-    weights, history = class_weights(train.y, len(m.classes), m.recipe_.balance), kept[1]["history"] if kept else {"loss": [], "lr": []}
+    weights, history = class_weights(train.y, len(m.classes), m.recipe_.balance).astype(np.float32), kept[1]["history"] if kept else {"loss": [], "lr": []}
     inside = tuple(kept[1].get("inside", (0, 0.0))) if kept else (0, 0.0)
     keep = lambda state, inside: checkpoint.save(pack(state), {"history": history, "inside": inside})
     with reporter.training("Keras", fold=m.fold + 1, epochs=plan["epochs"], steps=plan["steps"]) as task:

@@ -64,9 +64,9 @@ def class_weights(
     classes: int,    # how many there are
     balance: float,  # 0: every sequence counts the same, 1: every class does
 ) -> np.ndarray:
-    "float32 `[classes]` with a mean of 1 over the sequences."
+    "float64 `[classes]` with a mean of 1 over the sequences."
     w = (len(y) / classes / np.maximum(np.bincount(y, minlength=classes), 1)) ** balance
-    return (w / w[y].mean()).astype(np.float32)
+    return w / w[y].mean()
 
 # %% ../../nbs/40_models.member.ipynb #979da4f0
 @runtime_checkable

@@ -221,15 +221,14 @@ def fit_net(m: TorchMember, train: Batch, reporter, checkpoint) -> dict:
     "Trains the member's net; continues from a checkpoint if there is one."
     plan = schedule_of(m.preset, m.settings, len(train))
     net = m.build()
+    mean, scale = map(torch.from_numpy, measure(train.frames, train.index, m.shape))
+    for one in net.each: one.mean.copy_(mean); one.scale.copy_(scale)
     trainer = Trainer(net, m.preset, plan["total_steps"])
-    mean, scale = measure(train.frames, train.index, m.shape)
-    for v in (net.state_dict(), trainer.ema):
-        for i in range(m.preset.seeds): v[f"each.{i}.mean"].copy_(torch.from_numpy(mean)); v[f"each.{i}.scale"].copy_(torch.from_numpy(scale))
     history, state = {"loss": [], "lr": []}, checkpoint.load()
     if getattr(checkpoint, "warning", None): reporter.say(checkpoint.warning)
     if state is not None: unpack(trainer, *state); history = state[1]["history"]
     data = SequenceDataset(train.frames, train.index, View(m.shape.kind, m.shape.length), {"y": train.y, **{k: train.aux[k] for k in m.shape.aux}}, train.starts)
-    run_epochs(m, trainer, data, plan, torch.from_numpy(class_weights(train.y, len(train.classes), m.preset.balance)), history, reporter, checkpoint)
+    run_epochs(m, trainer, data, plan, torch.from_numpy(class_weights(train.y, len(train.classes), m.preset.balance)).float(), history, reporter, checkpoint)
     net.load_state_dict(trainer.ema)
     m.net = net
     return {"epochs": plan["epochs"], "batch_size": plan["batch_size"], **history}
