@@ -36,7 +36,7 @@ class CMIInferenceServer:
     def _gateway(self, test_path, demographics_path):
         test, people = pl.read_csv(test_path), pl.read_csv(demographics_path)
         names = test["sequence_id"].unique(maintain_order=True).to_list()
-        random.SystemRandom().shuffle(names)
+        random.Random(os.environ.get("STAND_IN_ORDER")).shuffle(names)      # another one each time, unless it is set
         with ThreadPoolExecutor(1) as pool: rows = [(n, pool.submit(self._one, test, people, n).result()) for n in names]
         pl.DataFrame(rows, schema=["sequence_id", "gesture"], orient="row").write_parquet(Path("submission.parquet"))
 
