@@ -60,17 +60,29 @@ def bars(page):
     return found
 
 
+def confirmed(page):
+    """Whether a dialog was open; it is confirmed."""
+    accept = page.locator(".jp-Dialog .jp-mod-accept")
+    if accept.count():
+        accept.click()
+        time.sleep(2)
+        return True
+
+
 def run_all(page):
-    """Run → Run All Cells, until a cell runs; some versions first ask for the kernel that the notebook names, and then forget what was asked of them."""
+    """Run → Run All Cells, until a cell runs; some versions first ask, sooner or later, for the kernel that the notebook names, and then forget what was asked of them."""
+    from playwright.sync_api import TimeoutError
+
     for _ in range(6):
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).click()
+        confirmed(page)
+        try:
+            page.get_by_role("menuitem", name="Run", exact=True).click(timeout=5000)
+            page.get_by_text("Run All Cells", exact=True).click(timeout=5000)
+        except TimeoutError:      # a dialog came in between
+            continue
         for _ in range(20):
             time.sleep(0.5)
-            if page.locator(".jp-Dialog .jp-mod-accept").count():
-                page.locator(".jp-Dialog .jp-mod-accept").click()
-                time.sleep(2)
-                break
+            if confirmed(page): break
             if any(c in "".join(page.locator(".jp-InputPrompt").all_inner_texts()) for c in "*123"):
                 return
     pytest.fail("no cell was run: " + page.locator(".jp-Notebook").inner_text()[:2000])
