@@ -12,8 +12,8 @@ from gesture_nb.data.readers import read_table
 from gesture_nb.data.sequences import span
 from gesture_nb.progress import LineSink, Reporter
 from gesture_nb.schema import TEST_COLUMNS
-from gesture_nb.serving.compiled import Convolutions, unit_folders
-from gesture_nb.serving.export import export_run, stack_rocket
+from gesture_nb.serving.compiled import Convolutions, open_graph, unit_folders
+from gesture_nb.serving.export import export_run, stack_rocket, write_kernels
 from gesture_nb.serving.gateway import local_gateway, questions
 from gesture_nb.serving.predictor import load
 
@@ -132,10 +132,10 @@ def test_an_export_that_disagrees_is_refused(copy, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("n", [1, 3, 64, 255, 256])
-def test_shares_are_those_of_the_member_to_the_bit(n):
+def test_shares_are_those_of_the_member_to_the_bit(n, tmp_path):
     import torch
 
-    from gesture_nb.models.kernels import draw, kernels, shares, thresholds
+    from gesture_nb.models.kernels import draw, shares, thresholds
     from gesture_nb.models.rocket import RocketRecipe, exact
     rng, folds = np.random.default_rng(n), 2
     x = exact(rng.normal(size=(folds, 11, n)) * 9)
@@ -144,8 +144,10 @@ def test_shares_are_those_of_the_member_to_the_bit(n):
     mask = torch.ones(1, n, dtype=torch.bool)
     bounds = [thresholds(torch.from_numpy(x[k:k + 1]), mask, *made[k], 6) for k in range(folds)]
     expected = [shares(torch.from_numpy(x[k:k + 1]), mask, *made[k], bounds[k])[0] for k in range(folds)]
-    arrays = {"dilations": made[0][0], "kernels": kernels(), "chosen": np.stack([c for _, c in made]), "bounds": np.stack(bounds)}
-    found = Convolutions(arrays, {"folds": [0, 1], "view": ["tail", 256], "names": []}, [0, 1]).shares(x)
+    arrays = {"dilations": made[0][0], "chosen": np.stack([c for _, c in made]), "bounds": np.stack(bounds)}
+    write_kernels(made[0][0], tmp_path / "kernels.onnx")
+    ours = Convolutions(arrays, {"folds": [0, 1], "view": ["tail", 256], "names": []}, [0, 1], open_graph(tmp_path / "kernels.onnx"))
+    found = ours.shares(x)[:, :, ours.place].transpose(0, 2, 3, 1).reshape(folds, -1)
     assert np.array_equal(found, np.stack(expected))
 
 

@@ -56,7 +56,8 @@ class SequenceTable:
     def channel(self, name: str) -> np.ndarray: return self.values[self.names.index(name)]
     def channels(self, names) -> np.ndarray:
         "float32 `[len(names), rows]`."
-        return self.values[[self.names.index(c) for c in names]]
+        where = {c: i for i, c in enumerate(self.names)}
+        return self.values[[where[c] for c in names]]
 
 # %% ../../nbs/10_data.sequences.ipynb #45c3a993
 def check_table(t: SequenceTable) -> SequenceTable:
