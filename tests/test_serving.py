@@ -12,7 +12,7 @@ from gesture_nb.data.readers import read_table
 from gesture_nb.data.sequences import span
 from gesture_nb.progress import LineSink, Reporter
 from gesture_nb.schema import TEST_COLUMNS
-from gesture_nb.serving.compiled import Convolutions, open_graph, unit_folders
+from gesture_nb.serving.compiled import Convolutions, layout, open_graph, unit_folders
 from gesture_nb.serving.export import export_run, stack_rocket, write_kernels
 from gesture_nb.serving.gateway import local_gateway, questions
 from gesture_nb.serving.predictor import load
@@ -26,7 +26,7 @@ DATA = "sim:120:3"
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("served") / "out"
     train_only(data=DATA, members="lgbm,torch,rocket", folds=2, epochs=1, boosting_rounds=4, decision="argmax", output_path=out, progress="lines")
-    with Reporter(sinks=[]) as reporter: assert sorted(export_run(out, reporter)) == ["rocket", "torch"]
+    with Reporter(sinks=[]) as reporter: assert sorted(export_run(out, reporter)) == ["lgbm", "rocket", "torch"]
     return out
 
 
@@ -50,7 +50,7 @@ def told(capsys, out, **more):
 def test_exported_answers_are_those_of_the_members(run, table):
     fast, own = load(run), load(run, exported=False)
     assert {m: len(u) for m, u in own.members.items()} == dict.fromkeys(own.members, 2)
-    assert {m: type(u[0]).__name__ for m, u in fast.members.items()} == {"lgbm": "LgbmMember", "torch": "Graph", "rocket": "Rocket"}
+    assert {m: type(u[0]).__name__ for m, u in fast.members.items()} == {"lgbm": "Trees", "torch": "Graph", "rocket": "Rocket"}
     some = span(table, 0, 30)
     probs = lambda p, t: {m: v["proba"] for m, v in p.members_told(p.batch(t)).items()}
     whole, alone = probs(own, some), [probs(fast, span(some, i, i + 1)) for i in range(30)]
@@ -123,7 +123,7 @@ def test_an_export_that_disagrees_is_refused(copy, capsys, monkeypatch):
     from gesture_nb.serving import export
     def wrong(out, name, to):
         facts, arrays = stack_rocket(out, name, to), read_arrays(to / "rocket.safetensors")
-        write_arrays(to / "rocket.safetensors", arrays | {"0.bias": arrays["0.bias"] + np.float32([0.1] + [0] * 17)})
+        write_arrays(to / "rocket.safetensors", arrays | {"0.mean": arrays["0.mean"] + np.float32(0.5)})
         return facts
     monkeypatch.setattr(export, "EXPORTERS", {"rocket": wrong})
     with Reporter(sinks=[LineSink()]) as reporter: assert export_run(copy, reporter) == []
@@ -132,30 +132,37 @@ def test_an_export_that_disagrees_is_refused(copy, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("n", [1, 3, 64, 255, 256])
-def test_shares_are_those_of_the_member_to_the_bit(n, tmp_path):
+def test_the_graph_counts_what_the_member_counts(n, tmp_path):
     import torch
 
+    from gesture_nb.data.frames import FrameFeatures
     from gesture_nb.models.kernels import draw, shares, thresholds
     from gesture_nb.models.rocket import RocketRecipe, exact
-    rng, folds = np.random.default_rng(n), 2
-    x = exact(rng.normal(size=(folds, 11, n)) * 9)
+    rng = np.random.default_rng(n)
+    x = exact(rng.normal(size=(1, 11, n)) * 9)
     x[:, 3:5] = 0.37 // 2**-12 * 2**-12                      # constant features, where rounding would decide
-    made = [(*draw(RocketRecipe().dilations, RocketRecipe().draws, 11, 256, k),) for k in range(folds)]
+    dilations, chosen = draw(RocketRecipe().dilations, RocketRecipe().draws, 11, 256, n)
     mask = torch.ones(1, n, dtype=torch.bool)
-    bounds = [thresholds(torch.from_numpy(x[k:k + 1]), mask, *made[k], 6) for k in range(folds)]
-    expected = [shares(torch.from_numpy(x[k:k + 1]), mask, *made[k], bounds[k])[0] for k in range(folds)]
-    arrays = {"dilations": made[0][0], "chosen": np.stack([c for _, c in made]), "bounds": np.stack(bounds)}
-    write_kernels(made[0][0], tmp_path / "kernels.onnx")
-    ours = Convolutions(arrays, {"folds": [0, 1], "view": ["tail", 256], "names": []}, [0, 1], open_graph(tmp_path / "kernels.onnx"))
-    found = ours.shares(x)[:, :, ours.place].transpose(0, 2, 3, 1).reshape(folds, -1)
-    assert np.array_equal(found, np.stack(expected))
+    bounds = thresholds(torch.from_numpy(x), mask, dilations, chosen, 6)
+    expected = shares(torch.from_numpy(x), mask, dilations, chosen, bounds)[0]
+    k, names = expected.size, tuple(f"acc.{i}" for i in range(11))
+    arrays = {"dilations": dilations, "chosen": chosen, "bounds": bounds, "centre": rng.normal(size=k), "spread": rng.uniform(1, 2, k), "weights": rng.normal(size=(k, 4)) / k**0.5,
+              "bias": rng.normal(size=4), "mean": np.zeros(11), "scale": np.ones(11)}
+    arrays = {a: np.float32(v) if v.dtype == float else v for a, v in arrays.items()}
+    write_kernels(arrays, [0, 1, 3], tmp_path / "kernels.onnx")
+    c = Convolutions(arrays, {"view": ["tail", 256], "names": names, "classes": 4, "present": [0, 1, 3], "factor": 2.0}, open_graph(tmp_path / "kernels.onnx"))
+    frames = FrameFeatures(np.ascontiguousarray(x[0].T), names, np.array([0, n]), {}, np.float32([50]))
+    found = c.run(frames, 0, "shares").reshape(6, -1)[:, layout(dilations)[1]].transpose(1, 2, 0).ravel()
+    assert np.array_equal(np.rint(found * n), np.rint(expected * n)) and apart(found, expected) < 1e-6
+    z = np.exp(2 * (np.clip((expected - arrays["centre"]) / arrays["spread"], -8, 8) @ arrays["weights"] + arrays["bias"])[[0, 1, 3]].astype(float))
+    assert apart(c.one(frames, 0)[[0, 1, 3]], z / z.sum()) < 1e-5 and c.one(frames, 0)[2] == 0
 
 
 @pytest.mark.soak
 def test_all_members_500_sequences_and_100_gateway_runs(tmp_path):
     out, data = tmp_path / "out", "sim:600:5"
     train_only(data=data, members="lgbm,torch,keras,rocket", folds=5, epochs=1, boosting_rounds=30, decision="argmax", flip="off", output_path=out, progress="lines")
-    with Reporter(sinks=[]) as reporter: assert sorted(export_run(out, reporter)) == ["keras", "rocket", "torch"]
+    with Reporter(sinks=[]) as reporter: assert sorted(export_run(out, reporter)) == ["keras", "lgbm", "rocket", "torch"]
     table, oof = read_table(data), read_oof(out)
     held = [load(out, k) for k in range(5)]
     for i in np.random.default_rng().permutation(len(table))[:500]:

@@ -28,6 +28,10 @@ def _tail(values, start, stop, length):
     "`[B, length, …]` last rows of the spans `start:stop`, and which of them are real."
     rows = stop[:, None] - np.arange(length, 0, -1)
     mask = rows >= start[:, None]
+    if len(start) == 1:      # a slice is quicker than an index
+        x, n = np.zeros((1, length, *values.shape[1:]), values.dtype), min(length, int(stop[0] - start[0]))
+        x[0, length - n:] = values[stop[0] - n:stop[0]]
+        return x, mask
     x = np.asarray(values[np.where(mask, rows, stop[:, None] - 1)])
     x[~mask] = 0
     return x, mask

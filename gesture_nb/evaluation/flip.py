@@ -41,6 +41,8 @@ def _far_signs(t: SequenceTable, hand) -> np.ndarray:
     return np.stack([warm[1] - warm[3], (warm[2] - warm[4]) * hand, each[1] - each[3], (each[2] - each[4]) * hand, top[0], left[0] * hand, top[1] + top[3], (left[1] + left[3]) * hand], axis=1)
 
 # %% ../../nbs/33_evaluation.flip.ipynb #4263a7bf
+_FAR = {*THM, *TOF}
+
 def flip_signs(
     table: SequenceTable,
     block: int = 200_000, # rows at a time
@@ -50,7 +52,7 @@ def flip_signs(
     if not table.has("acc"): raise UserError("Without acceleration nobody can say which way a device is worn: the channels acc_x, acc_y, acc_z are needed.")
     handed = np.asarray(table.meta.get("handedness", np.ones(len(table))), float)
     hand = np.where(handed == 0, -1.0, 1.0)
-    makers = {"acc": _acc_signs} | ({"far": _far_signs} if {*THM, *TOF} <= {*table.names} else {})
+    makers = {"acc": _acc_signs} | ({"far": _far_signs} if _FAR <= {*table.names} else {})
     parts = [[make(span(table, a, b), hand[a:b]) for make in makers.values()] for a, b in blocks(table.offsets, block)]
     out = {g: np.concatenate(p) for g, p in zip(makers, zip(*parts))}
     return {g: np.where(np.isfinite(v).any(1, keepdims=True), np.nan_to_num(v), np.nan) for g, v in out.items()}
