@@ -1,6 +1,6 @@
 """How long one answer takes, against the plain way, and how soon a server is ready.
 
-python benchmarks/serving.py [RUN] [answers=60] [plain answers=4]
+python benchmarks/serving.py [RUN] [answers=60] [plain answers=4] [sequences through the gateway=3500]
 
 RUN is a finished run of all members on five folds; without one, one is trained on simulated recordings (one epoch; the nets have the size of the preset, the
 trees 300 rounds). The plain way is what one would write first: for each member and fold in turn, Keras' `predict`, torch as it is, LightGBM's `predict` with
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from gesture_nb.data.sequences import span
 from gesture_nb.data.simulate import simulate
 from gesture_nb.progress import Reporter
 from gesture_nb.serving.gateway import local_gateway, questions
@@ -54,6 +53,11 @@ class Plain:
         return blend(probs, **self.own.blend)[0]
 
 
+def peak():
+    "MB of this process at most."
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+
+
 def timed(f, *arguments):
     start, busy = time.perf_counter(), time.process_time()
     result = f(*arguments)
@@ -88,7 +92,7 @@ def start_of(run):
     return float(words[1]) - began, float(words[3]), float(words[4])
 
 
-def main(run=None, answers=60, plain_answers=4):
+def main(run=None, answers=60, plain_answers=4, sequences=3500):
     from gesture_nb.app import train_only
     from gesture_nb.serving.export import export_run
     with tempfile.TemporaryDirectory() as folder:
@@ -112,9 +116,9 @@ def main(run=None, answers=60, plain_answers=4):
             print(f"{name:12} {w50:6.1f} ms {w99:6.1f} ms {c50:7.1f} ms {s50:7.0f} ms {sc50:7.0f} ms {s50 / w50:6.0f}× {sc50 / c50:9.0f}× {apart:8.0e}")
         listening, first, memory = np.median(begun, 0)
         print(f"process start to listening {listening:.1f} s, first answer {first:.1f} s, memory {memory:.0f} MB")
-        many = span(t, 0, min(len(t), 40))
-        _, wall, _ = timed(lambda: local_gateway(fast, many, out=folder + "/s.parquet", labels=fast.classes))
-        print(f"gateway: {len(many)} sequences in {wall / 1000:.1f} s, so 3,500 in about {3500 * wall / len(many) / 1000:.0f} s")
+        many = simulate(int(sequences), seed=4)
+        answered, wall, _ = timed(lambda: local_gateway(fast, many, out=folder + "/s.parquet", labels=fast.classes))
+        print(f"gateway: {len(answered):,} sequences in {wall / 1000:.0f} s, {fast.failures.total()} failures; memory at most {peak():.0f} MB, sequences and plain nets included")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['in_worker', 'is_guarded', 'without_second_run', 'ending_in_order', 'patient_threads', 'session', 'Outcome',
            'score_lines', 'served_lines', 'may_train', 'needed', 'train_and_report', 'train_only', 'serve_fold',
-           'known_people', 'on_rerun', 'ready', 'serve_competition', 'competition_folder', 'export_members', 'serve',
-           'main', 'finish', 'picker']
+           'known_people', 'on_rerun', 'export_if_new', 'ready', 'serve_competition', 'competition_folder',
+           'export_members', 'serve', 'main', 'finish', 'picker']
 
 # %% ../nbs/80_app.ipynb #2ce57a17
 import ast
@@ -173,10 +173,19 @@ def known_people(s: Settings, problem):
 # %% ../nbs/80_app.ipynb #96da606d
 def on_rerun() -> bool: return bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 
+def export_if_new(s: Settings, reporter) -> None:
+    "Exports members that were not exported yet, where that can be done: they answer many times as fast."
+    from importlib.util import find_spec
+    from gesture_nb.serving.compiled import is_exported
+    if is_exported(s.output_path) or not (find_spec("onnx") and find_spec("onnxruntime")): return
+    from gesture_nb.serving.export import export_run
+    try: export_run(s.output_path, reporter)
+    except UserError as e: reporter.say(f"The members were not exported, and answer fold by fold: {e}")
+
 def ready(s: Settings, reporter):
     "The predictor of the run, after training what is missing if that is allowed."
     from gesture_nb.serving.predictor import load
-    if may_train(s): train_and_report(s, reporter)
+    if may_train(s): train_and_report(s, reporter); export_if_new(s, reporter)
     return load(s.output_path, reporter=reporter, fixed=fixed_weights(s))
 
 def serve_competition(s: Settings, reporter) -> None:
@@ -222,7 +231,7 @@ def finish(s: Settings, reporter) -> Outcome:
     "The run of a session that nobody is waiting to be served by."
     from gesture_nb.artifacts import read_json
     from gesture_nb.training.run import load_problem
-    if may_train(s): problem, metrics = train_and_report(s, reporter)
+    if may_train(s): problem, metrics = train_and_report(s, reporter); export_if_new(s, reporter)
     else: problem, metrics = (None if competition_folder(s) else known_people(s, load_problem(s, reporter))), read_json(s.output_path / "metrics.json")
     if competition_folder(s) is not None: serve_competition(with_settings(s, run_any_training=False), reporter); return Outcome(s.output_path, metrics)
     served = serve_fold(s, problem, reporter)

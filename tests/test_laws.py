@@ -56,7 +56,7 @@ def test_exported_cells_import_or_define():
 def test_every_import_in_the_package_is_declared_or_ours():
     known = set(sys.stdlib_module_names) | {"gesture_nb", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "torch", "lightgbm", "tensorflow", "keras",
                                             "ipywidgets", "matplotlib", "tqdm", "safetensors", "filelock", "IPython", "polars", "kaggle_evaluation",
-                                            "onnxruntime"}
+                                            "onnx", "onnxruntime"}
     found = {(a.name if isinstance(n, ast.Import) else n.module).split(".")[0]
              for p in (ROOT / "gesture_nb").rglob("*.py") for n in ast.walk(ast.parse(p.read_text(encoding="utf-8")))
              if isinstance(n, ast.Import) or (isinstance(n, ast.ImportFrom) and n.level == 0) for a in n.names[:1]}

@@ -27,7 +27,8 @@ def _means(t: SequenceTable, x, where=None) -> np.ndarray:
 def _acc_signs(t: SequenceTable, hand) -> np.ndarray:
     "float64 `[n, 10]`: which way gravity lies along x and y, in the whole sequence, its first and its last third, and together with z."
     row = np.arange(t.rows) - np.repeat(t.offsets[:-1], t.lengths); third = np.repeat(t.lengths, t.lengths) / 3
-    parts = [_means(t, t.channels(ACC) / GRAVITY, where) for where in (None, row <= third, row >= 2 * third)]
+    x = t.channels(ACC) / GRAVITY
+    parts = [_means(t, x, where) for where in (None, row <= third, row >= 2 * third)]
     return np.stack([v for x, y, z in parts for v in (x * hand, y, x * z * hand, y * z)][:4] + [v for x, y, z in parts[1:] for v in (x * hand, y, y * z)], axis=1)
 
 # %% ../../nbs/33_evaluation.flip.ipynb #3472ee49
