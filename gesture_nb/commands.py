@@ -82,7 +82,7 @@ def tables_of(s, rate_hz: float, reporter):
     if Path(s.data).is_file() and Path(s.data).suffix != ".npy": yield from sequences_of(s.data, reporter, rate_hz or float("nan"))
     else: yield read_table(s.data, s, reporter)
 
-def answers(predictor, tables, rows: int = 50_000):
+def answers(predictor, tables, rows: int = 20_000):
     "Yields (ids, float32 `[n, C]`, the answers' positions), decided in the order of the data, block by block so that memory stays bounded."
     from gesture_nb.data.sequences import blocks, span
     for table in tables:

@@ -1,6 +1,7 @@
 """Long proofs, run by `make soak`: random kills, a full disk, a jumping clock, and thousands of odd inputs."""
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,17 +144,55 @@ def test_ten_thousand_frames_get_a_label(run):
     fuzz_predict(load(run), 200)
 
 
-def test_a_thousand_predictions_leave_nothing_open(run):
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_thousand_predictions_leave_nothing_open(run, tmp_path, exported):
     import numpy as np
 
+    from gesture_nb.app import export_members
+    from gesture_nb.serving.compiled import KINDS
     from gesture_nb.serving.predictor import load
 
-    predictor, me, rng = load(run), psutil.Process(), np.random.default_rng(0)
+    shutil.copytree(run, out := tmp_path / "out")
+    if exported: export_members(output_path=out)
+    predictor, me, rng = load(out), psutil.Process(), np.random.default_rng(0)
+    assert all((type(u[0]) in KINDS.values()) == exported for u in predictor.members.values())
     ask = lambda: predictor({c: rng.normal(size=40) for c in ("acc_x", "acc_y", "acc_z")})
     for _ in range(50): ask()
     before = me.num_fds(), me.num_threads(), me.memory_info().rss
     for _ in range(1000): ask()
     assert me.num_fds() <= before[0] and me.num_threads() <= before[1] and me.memory_info().rss < before[2] + 60 * 2**20
+
+
+PREDICT = """
+import sys
+from gesture_nb.cli import main
+main(["predict", "--data", sys.argv[1], "--out", sys.argv[2], "--to", sys.argv[3]])
+print("peak", next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_memory_of_predict_does_not_grow_with_the_file(tmp_path, kind):
+    import pandas as pd
+
+    from gesture_nb.app import export_members, train_only
+    from gesture_nb.commands import simulate_folder
+
+    out, peaks = tmp_path / "out", []
+    train_only(data="sim:60", members="lgbm,torch,rocket", folds=2, epochs=1, boosting_rounds=10, output_path=out, progress="lines")
+    export_members(output_path=out)
+    for n in (4000, 8000):      # before, allocators have not seen all sizes yet
+        simulate_folder(tmp_path / f"{n}", 20, n, progress="lines")
+        file, to = tmp_path / f"{n}" / "test.csv", tmp_path / f"{n}.parquet"
+        if kind == "parquet":
+            pd.read_csv(file).to_parquet(file.with_suffix(".parquet"), index=False, row_group_size=20_000)
+            file = file.with_suffix(".parquet")
+        done = subprocess.run([sys.executable, "-c", PREDICT, file, out, to], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(pd.read_parquet(to)) == n
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    print(f"{kind}: {peaks[0]:.0f} MB for 4,000 sequences, {peaks[1]:.0f} MB for 8,000")
+    assert peaks[1] < 1.1 * peaks[0], peaks
 
 
 def test_many_flipped_bytes(run):

@@ -35,7 +35,7 @@ def sequences_of(
     path,                           # a tidy .parquet, .csv or .csv.gz file
     reporter=None,                  # hears how far it is
     rate_hz: float = float("nan"),  # samples a second, where the file does not tell
-    rows: int = 50_000,             # rows a block, about
+    rows: int = 20_000,             # rows a block, about
 ):
     "Yields tables of whole sequences, in the order of the file. Raises `UserError` for whatever is wrong with it."
     place, header = opened(Path(path))
