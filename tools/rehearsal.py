@@ -23,6 +23,7 @@ from setup import ROOT, run, say  # noqa: E402
 STAND_IN = ROOT / "tests" / "stand_in_grpc"
 COMPETITION = "cmi-detect-behavior-with-sensor-data"
 NOT_THERE = ("gesture_nb", "__editable__", "onnxruntime", "onnx")     # Kaggle's image has neither ours nor, perhaps, the runtime
+SHORT = {"GESTURE_NB_EPOCHS": "2", "GESTURE_NB_BOOSTING_ROUNDS": "20"}   # for trainings on simulated recordings
 # the loopback device comes up, the input becomes read-only, and the gateway of a rerun waits beside the notebook
 INSIDE = """ip link set lo up
 mount --bind "$KAGGLE_INPUT" "$KAGGLE_INPUT" && mount -o remount,bind,ro "$KAGGLE_INPUT" || exit 9
@@ -67,7 +68,7 @@ def competition(folder, given, stand_in):
     "The competition's data in `folder`, with the package of the stand-in unless the given folder has the real one and it is wanted."
     from gesture_nb.data.simulate import write_competition
     if given is None:
-        write_competition(folder, sequences=60, test_sequences=40, seed=1, imu_only_share=0.5)
+        write_competition(folder, sequences=300, test_sequences=40, seed=1, imu_only_share=0.5)
     else:
         shutil.copytree(given, folder, ignore=shutil.ignore_patterns(*([] if not stand_in else ["kaggle_evaluation"])))
     if not (folder / "kaggle_evaluation").exists():
@@ -75,15 +76,15 @@ def competition(folder, given, stand_in):
     return folder
 
 
-def as_kaggle_would(venv, push, inputs, work, rerun):
-    "Runs the notebook; returns the seconds it took."
+def as_kaggle_would(venv, push, inputs, work, rerun, more):
+    "Runs the notebook, with `more` in its environment; returns the seconds it took."
     data = next(inputs.rglob("test.csv")).parent
     work.mkdir(parents=True)
     shutil.copy(push / "notebook" / "submission.ipynb", work)
     environ = {"PATH": f"{venv / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(work), "LANG": "C.UTF-8", "KAGGLE_INPUT": str(inputs), "KAGGLE_KERNEL_RUN_TYPE": "Batch",
                "REHEARSAL_PYTHON": str(python_of(venv)), "STAND_IN": str(STAND_IN), "TEST": str(data / "test.csv"), "PEOPLE": str(data / "test_demographics.csv"),
                "STAND_IN_ORDER": "rehearsal"}   # one order for both runs: deciding by person depends on it
-    environ |= {"KAGGLE_IS_COMPETITION_RERUN": "1"} if rerun else {}
+    environ |= more | ({"KAGGLE_IS_COMPETITION_RERUN": "1"} if rerun else {})
     alone = ["unshare", "--net", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net", "--mount"]
     notebook = [str(python_of(venv)), "-m", "papermill", "submission.ipynb", "done.ipynb", "--kernel", "python3", "--log-output", "--no-progress-bar"]
     start, done = time.monotonic(), threading.Event()
@@ -135,7 +136,7 @@ def main():
         data = competition(inputs / COMPETITION, a.competition, stand_in=rerun or not own)
         shutil.copytree(here / "attached", inputs / "gesture-nb-submission-data")
         say(f"{name}: the notebook, without network, input read-only, two cores" + (", the rerun variable set" if rerun else ""))
-        seconds = as_kaggle_would(venv, here / "push", inputs, here / name / "working", rerun)
+        seconds = as_kaggle_would(venv, here / "push", inputs, here / name / "working", rerun, SHORT if a.competition is None else {})
         answers[name] = checked(here / name / "working", data)
         told = [s for s in (here / name / "working" / "output.txt").read_text(errors="replace").splitlines() if "gateway:" in s or "fold by fold" in s or "was answered with" in s]
         say(f"{name}: submission.parquet answers {len(answers[name])} sequences with labels, {len(set(answers[name].values()))} different ones; {seconds:.0f} s" + "".join(f"\n  {s.strip()[-160:]}" for s in told))

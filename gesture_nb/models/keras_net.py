@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'PARTS', 'SequenceRecipe', 'plan_of', 'one_cycle', 'NetShape', 'build_net', 'attended', 'first_weights',
            'adam_step', 'soft_loss', 'Engine', 'engine', 'measure', 'filled', 'ready', 'first_state', 'pack', 'unpack',
-           'seed_of', 'augmented', 'run_epoch', 'KerasMember', 'fit_net', 'fetching']
+           'augmented', 'run_epoch', 'KerasMember', 'fit_net', 'fetching']
 
 # %% ../../nbs/43_models.keras_net.ipynb #f197c10b
 import math
@@ -20,7 +20,7 @@ import numpy as np
 from ..artifacts import read_arrays, read_json, write_arrays, write_json
 from ..config import Settings, UserError, switched_off
 from ..data.frames import FrameFeatures
-from .member import Batch, NoCheckpoint, class_weights
+from .member import Batch, NoCheckpoint, class_weights, seed_of
 from .quiet_tensorflow import hushed, load_tensorflow
 from ..progress import Quiet
 
@@ -205,11 +205,6 @@ def pack(state: dict) -> dict:
 def unpack(arrays: dict) -> dict:
     "The state from its named arrays."
     return {k: [arrays[n] for n in sorted(arrays) if n.startswith(k + ".")] for k in PARTS if any(n.startswith(k + ".") for n in arrays)}
-
-# %% ../../nbs/43_models.keras_net.ipynb #72b95152
-def seed_of(*parts) -> int:
-    "A seed for these whole numbers."
-    return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)
 
 # %% ../../nbs/43_models.keras_net.ipynb #7e8d0bda
 def augmented(m, batch: dict, seed: int) -> dict:

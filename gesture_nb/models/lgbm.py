@@ -15,7 +15,7 @@ import numpy as np
 
 from ..artifacts import read_json, write_json, write_text
 from ..config import UserError
-from .member import Batch, NoCheckpoint, class_weights
+from .member import Batch, NoCheckpoint, class_weights, seed_of
 
 # %% ../../nbs/41_models.lgbm.ipynb #3561aad2
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class LgbmMember:
         self.classes, (self.present, y) = tuple(train.classes), np.unique(train.y, return_inverse=True)
         history = {"rounds": 0, "check_loss": [], "loss": []}
         if len(self.present) > 1:
-            p = _parameters(self.recipe_, len(y), x.shape[1], len(self.present), int(np.random.SeedSequence([self.seed, self.fold]).generate_state(1)[0] >> 1))
+            p = _parameters(self.recipe_, len(y), x.shape[1], len(self.present), seed_of(self.seed, self.fold))
             history["check_loss"] = self._search(x, y, other, inner_split, p, reporter)
             history["rounds"] = min(self.most, max(1, round(self.recipe_.longer * (1 + int(np.argmin(history["check_loss"]))))) if history["check_loss"] else min(self.most, 100))
             booster, history["loss"] = boost(*both(x, y, other), history["rounds"], p, reporter, label="LightGBM", fold=self.fold + 1)

@@ -48,7 +48,8 @@ def seen_by(batch: Batch, at, view, arrays: dict) -> tuple:
 def drawn(train: Batch, recipe: RocketRecipe, seed: int, fold: int) -> tuple:
     "(view, arrays) by which sequences are told in numbers."
     from gesture_nb.data.views import choose_view
-    from gesture_nb.models.keras_net import measure, seed_of
+    from gesture_nb.models.keras_net import measure
+    from gesture_nb.models.member import seed_of
     f, seed = train.frames, seed_of(seed, fold)
     view = choose_view(f.lengths[train.index], f.rate_hz[train.index], train.choices.view)
     mean, scale = measure(f, train.index)

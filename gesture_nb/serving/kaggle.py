@@ -108,17 +108,18 @@ def dataset_metadata(user: str, data: str) -> dict:
     return {"id": f"{user}/{data}", "title": data.replace("-", " "), "licenses": [{"name": "other"}]}
 
 # %% ../../nbs/62_serving.kaggle.ipynb #5e1bed71
-RUNTIMES = ("onnxruntime",)   # what exported members need and Kaggle's image may lack; nothing else is missing there that these ask for
+RUNTIMES = {"serve": ("onnxruntime",), "train": ("onnx", "onnxruntime")}   # what exported members need, and exporting; Kaggle's image may lack it, but nothing that these ask for
 
 def fetch_wheels(
     folder: Path,
+    mode: str,        # 'serve' or 'train'
     python: str,      # Kaggle's Python, such as '3.12'
     wheels=None,      # a folder of wheels to copy from instead of the package index
     reporter=None,
 ) -> list:
     "Puts the wheels of the runtimes into `folder`; returns those that could not be had."
     lacking = []
-    for name in RUNTIMES:
+    for name in RUNTIMES[mode]:
         if wheels is not None: found = [shutil.copy(p, folder) for p in Path(wheels).glob(f"{name}-*.whl")]
         else: found = _download(folder, f"{name}=={metadata.version(name)}" if util.find_spec(name) else name, python)
         if not found: lacking.append(name)
@@ -162,7 +163,7 @@ def kaggle_folder(
         if mode == "serve":
             with locked(s.output_path): exported = export_run(s.output_path, reporter)
             copy_run(s.output_path, to / "dataset" / "run")
-            if exported: fetch_wheels(to / "dataset", python, wheels, reporter)
+        if mode == "train" or exported: fetch_wheels(to / "dataset", mode, python, wheels, reporter)
         write_wheel(to / "dataset")
         write_json(to / "dataset" / "dataset-metadata.json", dataset_metadata(user, data))
         write_json(to / "notebook" / "kernel-metadata.json", kernel_metadata(user, title, data))
