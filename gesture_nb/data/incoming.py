@@ -45,7 +45,9 @@ def numbers_at_once(frame, wanted) -> tuple:
     if not hasattr(frame, "get_columns"): return [], None
     plain = {c for c, t in zip(frame.columns, frame.dtypes) if type(t).__name__ in _NUMBERS}
     names = [c for c in wanted if c in plain]
-    return (names, _sane(frame[names].to_numpy().T)) if names else ([], None)
+    if not names: return [], None
+    some = frame[names]
+    return names, _sane(np.array(some.row(0), float)[:, None] if len(some) == 1 else some.to_numpy().T)
 
 def _sane(x: np.ndarray) -> np.ndarray:
     "float32: NaN for infinities and absurd sizes."
@@ -67,11 +69,10 @@ def demographics_of(
     who, known = rest.pop("subject", None), dict(zip(quick, numbers if quick else [])) | {k: finite(a) for k, a in rest.items()}
     rows = len(next(iter(known.values()))) if known else 0
     if not rows: return {}
+    if who is None or rows == 1: return {k: np.repeat(x[:1], len(subject)) for k, x in known.items()}
     people, place = np.unique(subject, return_inverse=True)
-    if who is not None and rows > 1:
-        where = dict(zip(values_of(*codes_of(who)).astype(str), range(rows)))
-        row = np.array([where.get(p, -1) for p in people], np.int64)[place]
-    else: row = np.zeros(len(subject), np.int64)
+    where = dict(zip(values_of(*codes_of(who)).astype(str), range(rows)))
+    row = np.array([where.get(p, -1) for p in people], np.int64)[place]
     return {k: np.where(row >= 0, x[row], np.float32(np.nan)) for k, x in known.items()}
 
 # %% ../../nbs/12_data.incoming.ipynb #38b88354
