@@ -179,8 +179,8 @@ def test_a_lever_changes_what_it_touches_and_nothing_else(toy, tmp_path, lever="
 # ---- the forecast
 
 def test_forecast():
-    size = Size(5000, 200, 26, 700, 18)
-    assert work({"epochs": 20}, size) == 2 * work({"epochs": 10}, size)
-    assert estimate("torch", {"epochs": 100}, size, "full") > estimate("torch", {"epochs": 100}, size, "fast") > 0
+    size, net = Size(5000, 200, 26, 0, 700, 18), lambda epochs: {"epochs": epochs, "total_steps": 157 * epochs}
+    assert work(net(20), size) == tuple(2 * w for w in work(net(10), size))
+    assert estimate("torch", net(100), size, "full") > estimate("torch", net(100), size, "fast") > 0
     assert "TIME_LIMIT_HOURS" in outlook({"torch": (5, 4000.0)}) and "TIME_LIMIT_HOURS" not in outlook({"torch": (5, 40.0)})
     assert "limit of 1 h" in outlook({"torch": (5, 4000.0)}, 1.0)

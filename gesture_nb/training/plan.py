@@ -19,7 +19,8 @@ class Size:
     "What one unit learns from."
     sequences: int
     steps: int       # that a net gets to see of a sequence
-    features: int    # numbers a step, cells of the grids included
+    features: int    # frame features a step
+    cells: int       # cells of grids a step
     summaries: int   # numbers a sequence
     classes: int
 
@@ -28,23 +29,26 @@ def size_of(train: Batch) -> Size:
     f = train.frames
     steps = min(int(np.quantile(f.lengths[train.index], 0.98)), 256)
     grids = 0 if f.grids is None else int(np.prod(f.grids.shape[1:]))
-    return Size(len(train), steps, len(f.names) + grids, len(train.summaries[1]) if train.summaries else 30 * len(f.names), len(train.classes))
+    return Size(len(train), steps, len(f.names), grids, len(train.summaries[1]) if train.summaries else 30 * len(f.names), len(train.classes))
 
 # %% ../../nbs/52_training.plan.ipynb #3a98e796
 def work(
-    recipe: dict,  # what a member says of itself: 'epochs' of a net, 'rounds' of trees, neither for a ridge
+    recipe: dict,  # what a member says of itself: 'epochs' and 'total_steps' of a net, 'rounds' of trees, neither for a ridge
     size: Size,
-) -> float:
-    "Products, about."
+    most: int = 8000,   # rows of the ridge, mirror images included
+) -> tuple:
+    "(products, steps), about. Trees: on the inner split, then once more. The ridge: convolutions of recordings and mirror images, then products of all rows."
     n, passed = size.sequences, size.sequences * size.steps
-    if "epochs" in recipe: return recipe["epochs"] * passed * (size.features + 120)
-    if "rounds" in recipe: return 2 * recipe["rounds"] * size.classes * (n * size.summaries / 10 + 2e5)   # found on the inner split, then once more
-    return 1e4 * passed + n * n * (n + 1e4) / 20
+    if "epochs" in recipe: return recipe["epochs"] * passed * (size.features + size.cells + 120), recipe["total_steps"]
+    if "rounds" in recipe: return 2 * recipe["rounds"] * size.classes * size.summaries * (n + 1500), 0
+    rows = n + min(n, max(0, most - n))
+    return rows * size.steps * 100 * (size.features + 80) + rows * rows * 80, 0
 
 # %% ../../nbs/52_training.plan.ipynb #8307c214
-COST = {"lgbm": 7.5e-9, "torch": 5e-8, "keras": 3e-8, "rocket": 3e-9}   # seconds a product
+# seconds a product, a step, a unit
+COST = {"lgbm": (2.5e-10, 0, 0), "torch": (4e-8, 0.013, 0), "keras": (1.9e-8, 0.01, 4), "rocket": (3e-9, 0, 0)}
 FULL = {"torch": 6.0, "keras": 8.0, "rocket": 2.4}                      # times as much with the preset `full`
-PROBE = 0.009                                                           # seconds of `probe` on that machine
+PROBE = 0.0075                                                          # seconds of `probe` on that machine
 
 def probe(tries: int = 5) -> float:
     "Seconds that a little arithmetic takes; the best of a few tries."
@@ -65,7 +69,8 @@ def estimate(
     pace: float = 1.0,      # how many times slower the machine is than the one that was measured
 ) -> float:
     "Seconds that one unit will take, about."
-    return COST.get(member, max(COST.values())) * (FULL.get(member, 1.0) if preset == "full" else 1.0) * work(recipe, size) * pace
+    cost, (products, steps) = COST.get(member, max(COST.values())), work(recipe, size)
+    return (FULL.get(member, 1.0) if preset == "full" else 1.0) * (cost[0] * products + cost[1] * steps + cost[2]) * pace
 
 # %% ../../nbs/52_training.plan.ipynb #8ca5d780
 def in_words(seconds: float) -> str:
