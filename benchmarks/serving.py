@@ -118,7 +118,7 @@ def main(run=None, answers=60, plain_answers=4, sequences=3500):
         print(f"process start to listening {listening:.1f} s, first answer {first:.1f} s, memory {memory:.0f} MB")
         many = simulate(int(sequences), seed=4)
         answered, wall, _ = timed(lambda: local_gateway(fast, many, out=folder + "/s.parquet", labels=fast.classes))
-        print(f"gateway: {len(answered["sequence_id"]):,} sequences in {wall / 1000:.0f} s, {fast.failures.total()} failures; memory at most {peak():.0f} MB, sequences and plain nets included")
+        print(f"gateway: {len(answered['sequence_id']):,} sequences in {wall / 1000:.0f} s, {fast.failures.total()} failures; memory at most {peak():.0f} MB, sequences and plain nets included")
 
 
 if __name__ == "__main__":
