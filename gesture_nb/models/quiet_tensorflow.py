@@ -52,6 +52,7 @@ def load_tensorflow():
             import keras  # noqa: F401
             import tensorflow as tf
             for gpu in tf.config.list_physical_devices("GPU"): _share(tf, gpu)
+            tf.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())   # folds have nets of several lengths
     import tensorflow as tf
     return tf
 

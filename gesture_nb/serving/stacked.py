@@ -63,8 +63,8 @@ class Stems(nn.Module):
         for c in looks: c.weight.data, c.bias.data = F.pad(c.weight.data, (0, 0, 0, size - c.in_channels, 0, self.width - c.out_channels)), F.pad(c.bias.data, (0, self.width - c.out_channels))
         self.look, of_each = Flat(looks), lambda size: torch.arange(len(stems)).repeat_interleave(size) % len(where)
         at = torch.tensor([[*at] + [0] * (size - len(at)) for at, _ in where]).flatten()
-        need = torch.tensor([[float(k in need or not need) for _, need in where] for k in range(max((k for _, n in where for k in n), default=-1) + 1)]).reshape(-1, len(where))
-        for name, value in {"at": at.repeat(len(nets)), "need": need, "always": torch.tensor([float(not need) for _, need in where]), "into": of_each(size), "out": of_each(self.width),
+        need = [[float(k in need or not need) for _, need in where] for k in range(max((k for _, n in where for k in n), default=-1) + 1)]
+        for name, value in {"at": at.repeat(len(nets)), "need": torch.tensor(need).reshape(len(need), len(where)), "always": torch.tensor([float(not need) for _, need in where]), "into": of_each(size), "out": of_each(self.width),
                             "mean": torch.cat([net.mean[at] for net in nets])[:, None], "scale": torch.cat([net.scale[at] for net in nets])[:, None]}.items(): self.register_buffer(name, value)
         self.real = (torch.arange(len(stems))[:, None] * self.width + torch.arange(stems[0][0].out_channels)).reshape(len(nets), -1)     # [nets, channels] that are not filling
 
