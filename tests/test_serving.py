@@ -131,6 +131,41 @@ def test_an_export_that_disagrees_is_refused(copy, capsys, monkeypatch):
     assert "rocket is served as it was trained" in said and "differently" in said and [p.name for p in (copy / "serving").iterdir()] == ["manifest.json"]
 
 
+def test_nets_of_different_views_answer_together_as_alone():
+    from types import SimpleNamespace
+
+    import torch
+
+    from gesture_nb.data.frames import FrameFeatures
+    from gesture_nb.data.views import View, gather
+    from gesture_nb.models.torch_layers import GestureNet, Preset, Shape
+    from gesture_nb.serving.compiled import without_padding
+    from gesture_nb.serving.stacked import convolutional
+    torch.manual_seed(0)
+    names, flags, preset, rng = ("acc.x", "acc.y", "gyr.x", "tof.1_mean"), ("has_acc", "has_gyr", "has_tof_1"), Preset(widths=(16, 32, 48), steps=32, stem=8), np.random.default_rng(0)
+    views = [View("tail", 56), View("tail", 64), View("tail", 80), View("resample", 64)]
+    members = {k: SimpleNamespace(shape=Shape(names, flags, ("a", "b", "c"), v.length, v.kind, grids=1, aux={"orientation": 4}), preset=preset) for k, v in enumerate(views)}
+    for m in members.values():
+        m.net = SimpleNamespace(each=[GestureNet(m.shape, preset).eval().requires_grad_(False) for _ in range(2)])
+        for net in m.net.each:
+            for b in net.modules():
+                if isinstance(b, torch.nn.BatchNorm1d): b.running_mean.normal_(); b.running_var.uniform_(0.5, 2); b.weight.data.normal_(); b.bias.data.normal_()
+            net.mean.normal_()
+    graphs, padding = convolutional(members, ("y", "orientation"))
+    assert len(graphs) == 2 and graphs[0][1] > 0 and graphs[1][1] is None
+    lengths = [1, 7, graphs[0][1], graphs[0][1] + 1, 55, 56, 57, 80, 200]
+    offsets = np.cumsum([0, *lengths])
+    frames = FrameFeatures(rng.normal(size=(offsets[-1], 4)).astype("f4"), names, offsets, dict.fromkeys(flags, np.ones(len(lengths), bool)), np.full(len(lengths), 50, "f4"), rng.integers(-2, 250, (offsets[-1], 1, 8, 8), dtype="i2"))
+    asked = lambda i, view: {k: torch.from_numpy(a) for k, a in gather(frames, np.array([i]), view).items()} | {"flags": torch.tensor([[1.0, i % 2, i % 3 > 0]])}
+    for i, n in enumerate(lengths):
+        own = {k: torch.cat([torch.stack([net(asked(i, v))[h].softmax(1) for net in members[k].net.each]).mean(0) for h in ("y", "orientation")], 1) for k, v in enumerate(views)}
+        for parts, longest in graphs:
+            if longest is not None and n > longest: continue
+            for view, folds, nets in parts:
+                told = nets(asked(i, without_padding(view, n, *padding)))
+                for k in set(folds): assert torch.allclose(told[:, [j for j, f in enumerate(folds) if f == k]].mean(1), own[k], atol=1e-5), (n, view, k)
+
+
 @pytest.mark.parametrize("n", [1, 3, 64, 255, 256])
 def test_the_graph_counts_what_the_member_counts(n, tmp_path):
     import torch

@@ -89,7 +89,7 @@ class Graph:
         self.names, self.flags, self.outputs = tuple(facts["names"]), tuple(facts["flags"]), [f"fold{k}" for k in folds]
         self.heads = dict(facts["heads"])      # 'y' and what else is told → number of its labels
         self.padding = facts["padding"]        # the stride and the reach of the nets; None: they take notice of all steps
-        self.graphs = [(g["longest"] or math.inf, s := open_graph(Path(folder) / g["file"]), [View(*v) for v in g["views"]], [i.name for i in s.get_inputs()])
+        self.graphs = [(math.inf if g["longest"] is None else g["longest"], s := open_graph(Path(folder) / g["file"]), [View(*v) for v in g["views"]], [i.name for i in s.get_inputs()])
                        for g in facts["graphs"]]      # from the quickest on: (most steps, session, views, inputs)
 
     def feed(self, batch: Batch, at) -> tuple:

@@ -136,14 +136,15 @@ def stacks(
     for group in found.values():
         views = {v for _, v, _ in group}
         view = min(views, key=lambda v: v.length)
-        if len(views) > 1: longest = min(longest or view.length, view.length - reach * stride)
+        if len(views) > 1: longest = min(view.length if longest is None else longest, view.length - reach * stride)
         parts.append((view, [k for k, *_ in group], make([net for *_, net in group])))
     return parts, longest
 
 def graphs_of(nets: list, make, padding: tuple) -> list:
     "Graphs from the quickest on, as (parts, most steps or None): all folds together; and, where they see different numbers of steps, by view for the longest sequences."
     together = stacks(nets, make, padding, apart=False)
-    return [together] if together[1] is None else [together, stacks(nets, make, padding, apart=True)]
+    if together[1] is None: return [together]
+    return [*([together] if together[1] > 0 else []), stacks(nets, make, padding, apart=True)]
 
 def convolutional(members: dict, heads: tuple) -> tuple:
     "(graphs, padding) of torch members, by fold."
