@@ -131,6 +131,37 @@ def test_an_export_that_disagrees_is_refused(copy, capsys, monkeypatch):
     assert "rocket is served as it was trained" in said and "differently" in said and [p.name for p in (copy / "serving").iterdir()] == ["manifest.json"]
 
 
+@pytest.mark.parametrize("more", [{}, {"extra_trees": True}, {"num_leaves": 2}, {"min_data_in_leaf": 150}, {"use_missing": False}, {"max_bin": 7}])
+def test_trees_as_bits_answer_as_lightgbm(more):
+    import lightgbm as lgb
+
+    from gesture_nb.serving.compiled import Forest
+    from gesture_nb.serving.trees import tree_bits
+    rng = np.random.default_rng(len(str(more)))
+    x = rng.normal(size=(400, 12)).astype("f4")
+    x[:, 3], x[:, 4] = np.round(x[:, 3]), 0.1                                     # ties, and a constant
+    x[rng.random(x.shape) < 0.1], x[:, 5:7], x[::3, 7] = np.nan, x[:, 5:7], np.nan
+    y = (np.nan_to_num(x[:, 0]) > 0) + 2 * (np.nan_to_num(x[:, 7]) > 0.3).astype(int)
+    b = lgb.train({"objective": "multiclass", "num_class": 4, "num_leaves": 16, "min_data_in_leaf": 3, "verbosity": -1, "seed": 1} | more, lgb.Dataset(x, y), 30)
+    forest = Forest([tree_bits(b.model_to_string())] * 2, [np.arange(4), np.array([4, 2, 0, 1])], 5)
+    asked = np.concatenate([x[:60], rng.normal(size=(60, 12)).astype("f4") * 1e6, np.full((1, 12), np.nan, "f4"), np.zeros((1, 12), "f4")])
+    for row, own in zip(asked, b.predict(asked, raw_score=True)):
+        first, second = forest.scores(row)
+        assert apart(first[:4], own) < 1e-5 and apart(second[[4, 2, 0, 1]], own) < 1e-5 and first[4] == second[3] == 0
+
+
+def test_what_is_no_plain_tree_is_refused():
+    import lightgbm as lgb
+
+    from gesture_nb.serving.trees import tree_bits
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(900, 3)).astype("f4"), rng.integers(0, 2, 900)
+    x[::4] = 0
+    text = lambda **more: lgb.train({"objective": "multiclass", "num_class": 2, "verbosity": -1} | more, lgb.Dataset(x, y, params=more), 3).model_to_string()
+    for said, model in {"16 leaves": text(num_leaves=31), "several classes": text(objective="binary", num_class=1), "zeros": text(num_leaves=8, zero_as_missing=True), "numbers": text(num_leaves=8, linear_tree=True)}.items():
+        with pytest.raises(ValueError, match=said): tree_bits(model)
+
+
 def test_nets_of_different_views_answer_together_as_alone():
     from types import SimpleNamespace
 

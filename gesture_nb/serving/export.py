@@ -20,6 +20,7 @@ from ..models.member import Batch
 from ..schema import sensor_of
 from .compiled import KINDS, fold_of, input_name, layout, run_digest, unit_folders, units_digest
 from .predictor import load, read_blend
+from .trees import tree_bits
 from ..training.run import member_class
 from ..training.verdict import heads_told, mean_told
 
@@ -175,17 +176,16 @@ def stack_rocket(out, name: str, to) -> dict:
 # %% ../../nbs/61_serving.export.ipynb #a51c7201
 def trees_at_once(out, name: str, to) -> dict:
     "Writes the trees of all folds."
-    from gesture_nb.serving.trees import write_trees
     units = {fold_of(u): member_class(name).load(u) for u in unit_folders(out)[name]}
     if any(m.booster is None for m in units.values()): raise ValueError("a fold knows a single class and needs no trees")
     if len({m.names for m in units.values()}) > 1: raise ValueError("its folds look at different features")
     first = next(iter(units.values()))
-    write_trees({f"fold{k}": m.booster.model_to_string() for k, m in units.items()}, {f"fold{k}": len(m.present) for k, m in units.items()}, Path(to) / f"{name}.onnx")
-    return {"kind": "trees", "file": f"{name}.onnx", "names": first.names, "classes": len(first.classes), "present": [[k, m.present] for k, m in units.items()]}
+    write_arrays(Path(to) / f"{name}.safetensors", {f"{k}.{n}": a for k, m in units.items() for n, a in tree_bits(m.booster.model_to_string()).items()})
+    return {"kind": "trees", "file": f"{name}.safetensors", "names": first.names, "classes": len(first.classes), "present": [[k, m.present] for k, m in units.items()]}
 
 # %% ../../nbs/61_serving.export.ipynb #554d3387
 EXPORTERS = {"lgbm": trees_at_once, "torch": export_nets, "keras": export_nets, "rocket": stack_rocket}
-NEEDS = dict.fromkeys(EXPORTERS, ("onnx", "onnxruntime")) | {"rocket": ("scipy", "onnx", "onnxruntime")}
+NEEDS = dict.fromkeys(EXPORTERS, ("onnx", "onnxruntime")) | {"lgbm": (), "rocket": ("scipy", "onnx", "onnxruntime")}
 CLOSE = 1e-5   # the largest difference between probabilities that counts as none
 
 def export_member(out, name: str, to, own, batch: Batch) -> dict:
