@@ -24,16 +24,16 @@ class View:
     length: int = 128   # steps
 
 # %% ../../nbs/22_data.views.ipynb #2f49875d
-def _tail(values, start, stop, length):
-    "`[B, length, …]` last rows of the spans `start:stop`, and which of them are real."
+def _tail(values, start, stop, length, fill=0):
+    "`[B, length, …]` last rows of the spans `start:stop`, with `fill` before them, and which of them are real."
     rows = stop[:, None] - np.arange(length, 0, -1)
     mask = rows >= start[:, None]
     if len(start) == 1:      # a slice is quicker than an index
-        x, n = np.zeros((1, length, *values.shape[1:]), values.dtype), min(length, int(stop[0] - start[0]))
+        x, n = np.full((1, length, *values.shape[1:]), fill, values.dtype), min(length, int(stop[0] - start[0]))
         x[0, length - n:] = values[stop[0] - n:stop[0]]
         return x, mask
     x = np.asarray(values[np.where(mask, rows, stop[:, None] - 1)])
-    x[~mask] = 0
+    x[~mask] = fill
     return x, mask
 
 # %% ../../nbs/22_data.views.ipynb #4c3283bc
@@ -80,9 +80,7 @@ def gather(
     out = {"x": np.ascontiguousarray(x.transpose(0, 2, 1)), "mask": mask}
     if frames.grids is None: return out
     if view.kind == "resample": return out | {"grids": _nearest(frames.grids, start, stop, view.length)}
-    grids, _ = _tail(frames.grids, start, stop, view.length)
-    grids[~mask] = -2
-    return out | {"grids": grids}
+    return out | {"grids": _tail(frames.grids, start, stop, view.length, -2)[0]}
 
 def real_steps(frames: FrameFeatures, i: int, view: View) -> np.ndarray:
     "float32 `[C, n]`: what a view shows of sequence `i`, without padding."

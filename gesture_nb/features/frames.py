@@ -227,7 +227,7 @@ def _into(t: SequenceTable, rate, settings, values, grids) -> dict:
     "Computes a block into its place in the result; returns its masks."
     out, masks = _block(t, rate, settings, None if grids is None else grids.reshape(t.rows, -1, 64))
     work = np.empty((len(out), t.rows | 1), np.float32)[:, :t.rows]      # an odd stride: powers of two collide in the cache
-    for row, column in zip(work, out.values()): row[...] = column
+    np.stack([*out.values()], out=work, casting="same_kind")
     work += np.float32(0)                                                # -0 becomes 0
     values[...] = work.T
     return masks

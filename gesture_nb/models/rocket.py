@@ -34,7 +34,7 @@ RECIPES = {"fast": RocketRecipe(), "full": RocketRecipe(dilations=16, draws=4)}
 # %% ../../nbs/44_models.rocket.ipynb #908acdbc
 def exact(x: np.ndarray) -> np.ndarray:
     "float32: at most 30 in size and a multiple of 2⁻¹², so that up to nine features times nine weights add up without rounding (below 2¹², 24 bits)."
-    return (np.rint(np.clip(x, -30, 30) * 4096) / 4096).astype(np.float32)
+    return (np.rint(np.minimum(np.maximum(x, -30), 30) * 4096) / 4096).astype(np.float32, copy=False)
 
 # %% ../../nbs/44_models.rocket.ipynb #a51c4021
 def seen_by(batch: Batch, at, view, arrays: dict) -> tuple:
