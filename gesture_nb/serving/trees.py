@@ -22,7 +22,7 @@ def read_trees(text: str) -> dict:
 
 # %% ../../nbs/61_serving.trees.ipynb #a51c7009
 def below(thresholds: np.ndarray) -> np.ndarray:
-    "float32, finite: the largest one that is not above each float64."
+    "float32, less than infinite: the largest one that is not above each float64."
     x = np.clip(thresholds, *np.float64([np.finfo("f4").min, np.finfo("f4").max])).astype(np.float32)
     return np.where(x.astype(np.float64) > thresholds, np.nextafter(x, np.float32(-np.inf)), x)
 
