@@ -121,8 +121,8 @@ def test_damaged_and_outdated_exports_are_not_used(copy, capsys):
 def test_an_export_that_disagrees_is_refused(copy, capsys, monkeypatch):
     from gesture_nb.artifacts import read_arrays, write_arrays
     from gesture_nb.serving import export
-    def wrong(out, name, to):
-        facts, arrays = stack_rocket(out, name, to), read_arrays(to / "rocket.safetensors")
+    def wrong(members, batch, name, to):
+        facts, arrays = stack_rocket(members, batch, name, to), read_arrays(to / "rocket.safetensors")
         write_arrays(to / "rocket.safetensors", arrays | {"0.mean": arrays["0.mean"] + np.float32(0.5)})
         return facts
     monkeypatch.setattr(export, "EXPORTERS", {"rocket": wrong})

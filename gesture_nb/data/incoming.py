@@ -26,11 +26,11 @@ def columns_of(frame, wanted) -> dict:
     "Name → Arrow array of the `wanted` columns that `frame` has; of two columns of one name the first."
     import pyarrow as pa
     if isinstance(frame, pa.RecordBatch): frame = pa.table(frame)
-    if hasattr(frame, "get_columns"): get = {c: (lambda c=c: frame[c]) for c in {*wanted} & {*frame.columns}}
-    elif isinstance(frame, dict): get = {str(k): (lambda k=k: frame[k]) for k in frame}
+    keep = set(wanted)
+    if isinstance(frame, dict): get = {str(k): (lambda k=k: frame[k]) for k in frame}
     elif isinstance(frame, pa.Table): get = {c: (lambda i=i: frame.column(i)) for i, c in reversed(list(enumerate(frame.column_names)))}
     elif hasattr(frame, "iloc"): get = {str(c): (lambda i=i: frame.iloc[:, i]) for i, c in reversed(list(enumerate(frame.columns)))}
-    elif hasattr(frame, "columns"): get = {str(c): (lambda c=c: frame[c]) for c in frame.columns}
+    elif hasattr(frame, "columns"): get = {str(c): (lambda c=c: frame[c]) for c in frame.columns if str(c) in keep}
     elif hasattr(frame, "__arrow_c_stream__"): return columns_of(pa.table(frame), wanted)
     else: raise UserError(f"A {type(frame).__name__} is no frame: pass a Polars, pandas or PyArrow table, or a dictionary of columns.")
     out = {c: _as_arrow(get[c]()) for c in wanted if c in get}

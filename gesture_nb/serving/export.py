@@ -21,7 +21,6 @@ from ..schema import sensor_of
 from .compiled import KINDS, fold_of, input_name, layout, run_digest, unit_folders, units_digest
 from .predictor import load, read_blend
 from .trees import tree_bits
-from ..training.run import member_class
 from ..training.verdict import heads_told, mean_told
 
 # %% ../../nbs/61_serving.export.ipynb #eaf91394
@@ -124,11 +123,10 @@ def write_graph(
     return views
 
 # %% ../../nbs/61_serving.export.ipynb #9e0cc01d
-def export_nets(out, name: str, to) -> dict:
-    "Writes the graphs of the member `name` of a run; returns what is needed to ask them."
+def export_nets(members: dict, batch: Batch, name: str, to) -> dict:
+    "Writes the graphs of a member's nets (by fold); returns what is needed to ask them."
     from gesture_nb.serving.recurrent import recurrent
     from gesture_nb.serving.stacked import convolutional
-    batch, members = noise_batch(out), {fold_of(u): member_class(name).load(u) for u in unit_folders(out)[name]}
     heads = heads_of([*members.values()], len(batch.classes))
     graphs, padding = convolutional(members, tuple(heads)) if name == "torch" else recurrent(members)
     written = [{"file": f"{name}.{i}.onnx", "longest": longest, "views": [[v.kind, v.length] for v in write_graph(parts, batch, Path(to) / f"{name}.{i}.onnx", padding)]}
@@ -162,11 +160,10 @@ def write_kernels(arrays: dict, present, path) -> None:
             return shares, ((shares - centre) / spread).clamp(-8, 8) @ weights + bias
     _onnx(Kernels(), (torch.zeros(1, rows, 9),), path, input_names=["sums"], output_names=["shares", "scores"], dynamic_axes={"sums": {2: "n"}})
 
-def stack_rocket(out, name: str, to) -> dict:
+def stack_rocket(members: dict, batch: Batch, name: str, to) -> dict:
     "Writes the graphs of all folds, and beside them which features are added up."
     arrays, folds = {}, []
-    for u in unit_folders(out)[name]:
-        k, m = fold_of(u), member_class(name).load(u)
+    for k, m in members.items():
         write_kernels(m.arrays, m.present, Path(to) / f"{name}.{k}.onnx")
         arrays |= {f"{k}.{a}": m.arrays[a] for a in ("mean", "scale", "chosen", "dilations")}
         folds.append([k, {"graph": f"{name}.{k}.onnx", "view": [m.view.kind, m.view.length], "names": m.names, "classes": len(m.classes), "present": m.present, "factor": m.factor}])
@@ -174,14 +171,13 @@ def stack_rocket(out, name: str, to) -> dict:
     return {"kind": "rocket", "file": f"{name}.safetensors", "folds": folds}
 
 # %% ../../nbs/61_serving.export.ipynb #a51c7201
-def trees_at_once(out, name: str, to) -> dict:
+def trees_at_once(members: dict, batch: Batch, name: str, to) -> dict:
     "Writes the trees of all folds."
-    units = {fold_of(u): member_class(name).load(u) for u in unit_folders(out)[name]}
-    if any(m.booster is None for m in units.values()): raise ValueError("a fold knows a single class and needs no trees")
-    if len({m.names for m in units.values()}) > 1: raise ValueError("its folds look at different features")
-    first = next(iter(units.values()))
-    write_arrays(Path(to) / f"{name}.safetensors", {f"{k}.{n}": a for k, m in units.items() for n, a in tree_bits(m.booster.model_to_string()).items()})
-    return {"kind": "trees", "file": f"{name}.safetensors", "names": first.names, "classes": len(first.classes), "present": [[k, m.present] for k, m in units.items()]}
+    if any(m.booster is None for m in members.values()): raise ValueError("a fold knows a single class and needs no trees")
+    if len({m.names for m in members.values()}) > 1: raise ValueError("its folds look at different features")
+    first = next(iter(members.values()))
+    write_arrays(Path(to) / f"{name}.safetensors", {f"{k}.{n}": a for k, m in members.items() for n, a in tree_bits(m.booster.model_to_string()).items()})
+    return {"kind": "trees", "file": f"{name}.safetensors", "names": first.names, "classes": len(first.classes), "present": [[k, m.present] for k, m in members.items()]}
 
 # %% ../../nbs/61_serving.export.ipynb #554d3387
 EXPORTERS = {"lgbm": trees_at_once, "torch": export_nets, "keras": export_nets, "rocket": stack_rocket}
@@ -193,8 +189,10 @@ def export_member(out, name: str, to, own, batch: Batch) -> dict:
     missing = [m for m in NEEDS[name] if importlib.util.find_spec(m) is None]
     if missing: raise RuntimeError(f"the Python package {missing[0]} is not installed (pip install 'gesture_nb[serve]')")
     units = unit_folders(out)[name]
-    facts = EXPORTERS[name](out, name, to) | {"units": units_digest(units)}
-    fast = KINDS[facts["kind"]](to, facts, [fold_of(u) for u in units])
+    if len(units) != len(own): raise RuntimeError("not all of its folds can be loaded")
+    members = dict(zip(map(fold_of, units), own))
+    facts = EXPORTERS[name](members, batch, name, to) | {"units": units_digest(units)}
+    fast = KINDS[facts["kind"]](to, facts, [*members])
     meant, alone = mean_told([heads_told(u, batch) for u in own]), [heads_told(fast, batch.take(np.array([i]))) for i in range(len(batch))]
     apart = max(float(np.abs(told[k] - meant[k]).max()) for told in (heads_told(fast, batch), {k: np.concatenate([a[k] for a in alone]) for k in alone[0]}) for k in told)
     if not apart <= CLOSE: raise RuntimeError(f"its exported form would answer differently, by {apart:.1e}")

@@ -67,8 +67,8 @@ class Failures(Counter):
 
 # %% ../../nbs/60_serving.predictor.ipynb #a51c8101
 def sum_told(parts: list):
-    "What a member tells whose `parts` are told one by one; None if one failed."
-    return None if None in parts else as_told({k: sum(p[k] for p in parts) for k in parts[0]})
+    "What a member tells whose `parts` are told one by one; None if one failed, or there are none."
+    return None if None in parts or not parts else as_told({k: sum(p[k] for p in parts) for k in parts[0]})
 
 # %% ../../nbs/60_serving.predictor.ipynb #3e959aa6
 @dataclass
@@ -126,9 +126,9 @@ class Predictor:
     def members_told(self, batch: Batch) -> dict:
         "Member → what `heads_told` says, as the mean over the member's folds; None if it failed."
         beside = [m for k in KINDS.values() for m, units in self.members.items() if type(units[0]) is k] if len(batch) == 1 else []
-        begun = [(m, part, second_thread().submit(part)) for m in beside for part in self.ask(m, lambda m=m: self.members[m][0].parts(batch)) or [None]]
+        begun = [(m, part, second_thread().submit(part)) for m in beside for part in self.ask(m, lambda m=m: self.members[m][0].parts(batch)) or []]
         told = {m: self.ask(m, lambda units=units: mean_told([heads_told(u, batch) for u in units])) for m, units in self.members.items() if m not in beside}
-        done = [(m, part and self.ask(m, part if job.cancel() else job.result)) for m, part, job in reversed(begun)]
+        done = [(m, self.ask(m, part if job.cancel() else job.result)) for m, part, job in reversed(begun)]
         return told | {m: sum_told([t for n, t in done if n == m]) for m in beside}
     def ask(self, name: str, answer):
         "What `answer()` returns, or None if it failed."

@@ -44,8 +44,9 @@ class RecurrentNets(nn.Module):
         pad, layers = -shape.features % VECTOR, shape.layers
         rnn = [[Recurrence(w[4 + 6 * i:10 + 6 * i], max(self.lengths) // shape.stride + 1) for i in range(layers)] for w in weights]
         self.layers, end = nn.ModuleList(map(nn.ModuleList, rnn)), 4 + 6 * layers
-        fill = lambda v, value: torch.tensor(np.concatenate([np.pad(np.asarray(a, np.float32), (0, pad), constant_values=value) for a in v]))[:, None]
-        tensors = {"at": torch.arange(shape.features + pad).clamp(max=shape.features - 1).repeat(self.copies), "mean": fill([m.scale[0] for m in members], 0), "scale": fill([m.scale[1] for m in members], 0),
+        at = np.minimum(np.arange(shape.features + pad), shape.features - 1)      # filled up with the last one, whose further weights are 0
+        measured = lambda i: torch.tensor(np.concatenate([m.scale[i][at] for m in members]))[:, None]
+        tensors = {"at": torch.tensor(at).repeat(self.copies), "mean": measured(0), "scale": measured(1),
                    "look": cat(0, lambda w: np.pad(w.transpose(2, 1, 0), ((0, 0), (0, pad), (0, 0))))[:, :, None], "look_bias": cat(1, lambda b: b), "gamma": stack(2), "beta": stack(3),
                    "hidden": stack(end)[:, None], "hidden_bias": stack(end + 1)[:, None, None], "score": stack(end + 2)[:, None], "score_bias": stack(end + 3)[:, None, None],
                    "dense": stack(end + 4), "dense_bias": stack(end + 5)[:, None]}

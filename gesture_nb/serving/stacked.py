@@ -95,6 +95,7 @@ class Grids(nn.Module):
         told = F.silu(self.second(F.silu(self.first(near.flatten(0, 1)))[:, self.order]))
         return self.join(told.reshape(-1, steps, self.cells).transpose(1, 2))
 
+# %% ../../nbs/61_serving.stacked.ipynb #a51cb003
 class Stacked(nn.Module):
     "Several `GestureNet`s of one build, asked about the same steps: probabilities of the heads `heads`, side by side, `[B, nets, labels]`. Takes the nets apart."
     def __init__(self, nets: list, heads: tuple):
@@ -114,9 +115,9 @@ class Stacked(nn.Module):
 
     def forward(self, batch):
         flags, mask = batch["flags"], batch["mask"][:, None, :].to(batch["x"].dtype)
-        parts, mask_in = [self.stems(batch["x"] * mask, flags)], mask
+        parts = [self.stems(batch["x"] * mask, flags)]
         if self.grids is not None: parts.append(self.grids(batch["grids"], flags[:, self.grid_flags], parts[0].shape[2]))
-        mask = thinned(mask_in, self.stride)
+        mask = thinned(mask, self.stride)
         x = torch.cat(parts, 1)[:, self.joined] * mask
         for stage in self.stages: x, mask = stage(x, mask)
         share = self.score(x).masked_fill(mask == 0, -1e4).softmax(2)[:, self.whose]

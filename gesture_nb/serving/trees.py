@@ -8,6 +8,8 @@ __all__ = ['MOST', 'read_trees', 'below', 'missing_goes_left', 'branches', 'tree
 # %% ../../nbs/61_serving.trees.ipynb #a51c7004
 import numpy as np
 
+from ..data.sequences import offsets_of
+
 # %% ../../nbs/61_serving.trees.ipynb #a51c7005
 _FIELDS = {"split_feature": np.int64, "threshold": np.float64, "decision_type": np.int64, "left_child": np.int64, "right_child": np.int64, "leaf_value": np.float64}
 
@@ -38,7 +40,7 @@ MOST = 16   # leaves of a tree
 def branches(t: dict) -> tuple:
     "(int64 `[nodes]` leaves on the left of each node and place of the first of them; int64 `[leaves]` place of each leaf), places from the left in its tree."
     inner, leaves = t["leaves"] - 1, t["leaves"]
-    node, leaf, tree = np.cumsum(inner) - inner, np.cumsum(leaves) - leaves, np.repeat(np.arange(len(leaves)), inner)     # where a tree's nodes and leaves begin
+    node, leaf, tree = offsets_of(inner)[:-1], offsets_of(leaves)[:-1], np.repeat(np.arange(len(leaves)), inner)     # where a tree's nodes and leaves begin
     number, sides = np.arange(len(tree)) - node[tree], (t["left_child"], t["right_child"])
     size, left, begin, place = np.zeros(len(tree), np.int64), np.zeros(len(tree), np.int64), np.zeros(len(tree), np.int64), np.zeros(leaves.sum(), np.int64)
     levels = [np.flatnonzero(number == k) for k in range(inner.max(initial=0))]
@@ -59,6 +61,6 @@ def tree_bits(text: str) -> dict:
     features = int(text.split("max_feature_idx=")[1].split()[0]) + 1
     left, begin, place = branches(t)
     value = np.zeros(len(place), np.float32)
-    value[place + np.repeat(np.cumsum(t["leaves"]) - t["leaves"], t["leaves"])] = t["leaf_value"]
+    value[place + np.repeat(offsets_of(t["leaves"])[:-1], t["leaves"])] = t["leaf_value"]
     return {"nodes": t["leaves"] - 1, "leaves": t["leaves"], "feature": t["split_feature"] + features * ~missing_goes_left(t), "threshold": below(t["threshold"]),
             "possible": (~(((1 << left) - 1) << begin)).astype(np.uint16), "value": value}

@@ -33,15 +33,14 @@ def size_of(train: Batch) -> Size:
 
 # %% ../../nbs/52_training.plan.ipynb #3a98e796
 def work(
-    recipe: dict,  # what a member says of itself: 'epochs' and 'total_steps' of a net, 'rounds' of trees, neither for a ridge
+    recipe: dict,  # what a member says of itself: 'epochs' and 'total_steps' of a net, 'rounds' of trees, 'most' rows of a ridge, mirror images included
     size: Size,
-    most: int = 8000,   # rows of the ridge, mirror images included
 ) -> tuple:
     "(products, steps), about. Trees: on the inner split, then once more. The ridge: convolutions of recordings and mirror images, then products of all rows."
     n, passed = size.sequences, size.sequences * size.steps
     if "epochs" in recipe: return recipe["epochs"] * passed * (size.features + size.cells + 120), recipe["total_steps"]
     if "rounds" in recipe: return 2 * recipe["rounds"] * size.classes * size.summaries * (n + 1500), 0
-    rows = n + min(n, max(0, most - n))
+    rows = n + min(n, max(0, recipe.get("most", n) - n))
     return rows * size.steps * 100 * (size.features + 80) + rows * rows * 80, 0
 
 # %% ../../nbs/52_training.plan.ipynb #8307c214
