@@ -5,15 +5,15 @@ RUN_OUT ?= out
 # what lets `make run` end within five minutes on two cores; empty for the whole of the default preset
 RUN_SETTINGS ?= GESTURE_NB_MEMBERS=lgbm,torch,keras GESTURE_NB_EPOCHS=12
 
-.PHONY: setup run test lint drift notebooks readme lab bench soak test-latest kaggle-rehearsal clean
+.PHONY: setup run test lint drift notebooks lab style golden bench soak test-kaggle test-latest kaggle-rehearsal clean
 
 setup:
 	@$(PYTHON) tools/setup.py
 
 run: setup
 	@mkdir -p $(RUN_OUT)
-	@$(RUN_SETTINGS) PROGRESS=lines OUTPUT_PATH=$(RUN_OUT) $(BIN)/papermill nbs/90_main.ipynb $(RUN_OUT)/90_main.ipynb --cwd . --kernel python3 \
-		--no-progress-bar --stdout-file - --stderr-file /dev/stderr
+	@$(RUN_SETTINGS) PROGRESS=lines OUTPUT_PATH=$(RUN_OUT) $(BIN)/papermill nbs/90_main.ipynb $(RUN_OUT)/90_main.ipynb \
+		--cwd . --kernel python3 --no-progress-bar --stdout-file - --stderr-file /dev/stderr
 
 test: lint drift
 	@$(BIN)/python tools/browser.py
@@ -34,6 +34,14 @@ notebooks: setup
 lab: setup
 	@$(BIN)/jupyter lab nbs
 
+# how the code and the notebooks read, in numbers; `make style REVISION=HEAD~10` compares
+style: setup
+	@$(BIN)/python tools/style.py $(REVISION)
+
+# all members on two small data sets: the same bytes as on record (part of `make test` as well)
+golden: setup
+	@$(BIN)/python tools/golden.py check
+
 bench: setup
 	@for f in benchmarks/[a-z]*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
@@ -41,9 +49,13 @@ soak: setup
 	@READER_CASES=2000 $(BIN)/python -m pytest tests/test_readers.py -q -ra -k fuzz
 	@FLIPS=100 $(BIN)/python -m pytest tests -q -ra -m soak -o addopts=
 
-# the same tests with the newest libraries, in .venv-latest
+# the same tests with the versions of Kaggle's image (Python 3.12 where it is found), in .venv-kaggle
+test-kaggle:
+	@$(PYTHON) tools/versions.py kaggle
+
+# the same tests with the newest releases, in .venv-latest
 test-latest:
-	@$(PYTHON) tools/latest.py
+	@$(PYTHON) tools/versions.py latest
 
 # the folder for Kaggle, run as Kaggle would: no network, read-only input, the rerun and the other run
 kaggle-rehearsal: setup

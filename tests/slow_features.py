@@ -1,4 +1,6 @@
-"""The features of one sequence again, written from their definitions: scipy's rotations and plain loops over rows. Slow on purpose."""
+"""The features of one sequence again, written from their definitions: scipy's rotations and plain loops over rows.
+
+Slow on purpose."""
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -6,7 +8,7 @@ G = 9.80665
 
 
 def filled(rows, good):
-    """Readings with gaps closed: forward, then backward; zeros if nothing is good."""
+    """Readings with gaps closed: forward, then backward. Zeros if nothing is good."""
     out, last = [], None
     for x, ok in zip(rows, good):
         last = x if ok else last
@@ -17,7 +19,8 @@ def filled(rows, good):
 
 def near_mean(x, memory):
     """Each row's mean of all rows, weighted by exp(-distance / memory)."""
-    return np.array([np.average(x, axis=0, weights=np.exp(-np.abs(np.arange(len(x)) - i) / memory)) for i in range(len(x))])
+    distance = np.abs(np.subtract.outer(np.arange(len(x)), np.arange(len(x))))
+    return np.array([np.average(x, axis=0, weights=np.exp(-d / memory)) for d in distance])
 
 
 def onto_z(v):
@@ -37,7 +40,7 @@ def guessed(acc, gyr, has_gyr, linear, rate):
 
 
 def motion(column, steps, rate):
-    """name → values of one sequence; `column(name)` gives a channel, or None."""
+    """name → values of one sequence. `column(name)` gives a channel, or None."""
     def sensor(names):
         parts = [column(c) for c in names]
         if all(p is None for p in parts): return np.zeros((steps, len(names))), False
@@ -61,9 +64,12 @@ def motion(column, steps, rate):
     world = np.array([x.apply(a) for x, a in zip(r, acc)]) - np.outer(strength, [0, 0, 1])
     jerk = np.array([lin[i] - lin[i - 1] if i else 0 * lin[0] for i in range(steps)]) * rate
     for k, a in enumerate("xyz"):
-        out |= {f"acc.{a}": acc[:, k], f"motion.lin_{a}": lin[:, k], f"motion.jerk_{a}": jerk[:, k], f"motion.grav_{a}": up[:, k] * (strength > 0)}
-    out |= {"acc.mag": np.linalg.norm(acc, axis=1), "motion.lin_mag": np.linalg.norm(lin, axis=1), "motion.jerk": np.linalg.norm(jerk, axis=1)}
-    out |= {"motion.world_x": world[:, 0] * known, "motion.world_y": world[:, 1] * known, "motion.world_z": world[:, 2], "motion.world_h": np.hypot(world[:, 0], world[:, 1])}
+        out |= {f"acc.{a}": acc[:, k], f"motion.lin_{a}": lin[:, k], f"motion.jerk_{a}": jerk[:, k],
+                f"motion.grav_{a}": up[:, k] * (strength > 0)}
+    out |= {"acc.mag": np.linalg.norm(acc, axis=1), "motion.lin_mag": np.linalg.norm(lin, axis=1),
+            "motion.jerk": np.linalg.norm(jerk, axis=1)}
+    out |= {"motion.world_x": world[:, 0] * known, "motion.world_y": world[:, 1] * known,
+            "motion.world_z": world[:, 2], "motion.world_h": np.hypot(world[:, 0], world[:, 1])}
     between = np.array([(r[i - 1].inv() * r[i]).as_rotvec() if i else np.zeros(3) for i in range(steps)])
     omega = gyr if has_gyr else between * rate * has_rot
     group = "gyr." if column("gyr_x") is not None else "motion.ang_"
@@ -71,7 +77,9 @@ def motion(column, steps, rate):
     out[group + "mag"] = np.linalg.norm(omega, axis=1)
     angle = np.linalg.norm(omega, axis=1) / rate
     angle[0] = 0
-    out |= {"motion.angle": angle, "motion.turned": np.array([angle[:i + 1].sum() for i in range(steps)]), "motion.away": known * np.array([(r[0].inv() * x).magnitude() for x in r])}
+    away = np.array([(r[0].inv() * x).magnitude() for x in r])
+    out |= {"motion.angle": angle, "motion.turned": np.array([angle[:i + 1].sum() for i in range(steps)]),
+            "motion.away": known * away}
     quats = [x.as_quat(scalar_first=True) for x in r]
     for i, x in enumerate(quats):
         lead = x[np.flatnonzero(np.abs(x) > 1e-12)[0]]
@@ -91,14 +99,16 @@ def thermal(column, steps, rate):
     for k in level:
         others = [level[j] for j in level if j != k and has[f"has_thm_{j}"]]
         out[f"thm.{k}"] = level[k]
-        out[f"thm.{k}_others"] = level[k] - np.mean(others, axis=0) if others and has[f"has_thm_{k}"] else np.zeros(steps)
+        alone = not others or not has[f"has_thm_{k}"]
+        out[f"thm.{k}_others"] = np.zeros(steps) if alone else level[k] - np.mean(others, axis=0)
         out[f"thm.{k}_rate"] = np.array([level[k][i] - level[k][i - 1] if i else 0 for i in range(steps)]) * rate
     return out, has
 
 
 def flight(grid, steps, rate, far=255):
     """Features of one ToF sensor from its `[steps, 64]` readings."""
-    names = ["mean", "std", "min", "max", "share", "cx", "cy", "change", *(f"q{i}{j}" for i in (1, 2) for j in (1, 2)), *(f"n{i}{j}" for i in (1, 2, 3) for j in (1, 2, 3))]
+    names = ["mean", "std", "min", "max", "share", "cx", "cy", "change", "q11", "q12", "q21", "q22",
+             *(f"n{i}{j}" for i in (1, 2, 3) for j in (1, 2, 3))]
     good = [not np.isnan(g).all() for g in grid]
     grid, has = filled(np.array(grid, float), good)
     out = {n: np.zeros(steps) for n in names}
@@ -108,9 +118,12 @@ def flight(grid, steps, rate, far=255):
         g = grid[i].reshape(8, 8)
         d = np.where(np.isnan(g) | (g < 0), far, g)
         near = far - d
-        out["mean"][i], out["std"][i], out["min"][i], out["max"][i], out["share"][i] = d.mean(), d.std(), d.min(), d.max(), (np.nan_to_num(g, nan=-1) >= 0).mean()
+        out["mean"][i], out["std"][i], out["min"][i], out["max"][i] = d.mean(), d.std(), d.min(), d.max()
+        out["share"][i] = (np.nan_to_num(g, nan=-1) >= 0).mean()
         place = (np.arange(8) - 3.5) / 3.5
-        out["cx"][i], out["cy"][i] = ((near * place).sum() / near.sum(), (near * place[:, None]).sum() / near.sum()) if near.sum() else (0, 0)
+        if near.sum():
+            out["cx"][i] = (near * place).sum() / near.sum()
+            out["cy"][i] = (near * place[:, None]).sum() / near.sum()
         out["change"][i] = 0 if before is None else np.abs(d - before).mean() * rate
         for a in (0, 1):
             for b in (0, 1): out[f"q{a + 1}{b + 1}"][i] = d[4 * a:4 * a + 4, 4 * b:4 * b + 4].mean()

@@ -1,4 +1,5 @@
 """JupyterLab in a real browser: Run All moves the bars, shows the loss beside them, and the lines appear as well."""
+
 import json
 import os
 import re
@@ -22,17 +23,36 @@ def lab(toy, tmp_path_factory):
     if CHROMIUM is None:
         pytest.skip("no Chromium here, and installing one needs the privilege to (see tools/browser.py)")
     folder = tmp_path_factory.mktemp("lab")
-    settings = f"data={str(toy)!r}, output_path={str(folder / 'out')!r}, members='torch', folds=2, epochs=30, batch_size=8, log_every_steps=1"
-    cells = ["from gesture_nb.app import main, picker", f"if __name__ == '__main__': outcome = main({settings})", "picker(outcome)"]
+    settings = f"data={str(toy)!r}, output_path={str(folder / 'out')!r}, members='torch', "
+    settings += "folds=2, epochs=30, batch_size=8, log_every_steps=1"
+    cells = [
+        "from gesture_nb.app import main, picker",
+        f"if __name__ == '__main__': outcome = main({settings})",
+        "picker(outcome)",
+    ]
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
     nbformat.write(nb, folder / "go.ipynb")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    environ = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder / "data")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=t", "--allow-root",
-               f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    environ = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--IdentityProvider.token=t",
+        "--allow-root",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     server = subprocess.Popen(command, env=environ, stdout=open(folder / "lab.log", "w"), stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     for _ in range(240):
@@ -56,7 +76,13 @@ def bars(page):
     for i in range(rows.count()):
         row = rows.nth(i)
         width = re.search(r"width:\s*([\d.]+)%", row.locator(".progress-bar").first.get_attribute("style") or "")
-        found.append((row.locator(".widget-label").first.inner_text(), float(width[1]) if width else 0.0, row.locator(".widget-html-content").last.inner_text()))
+        found.append(
+            (
+                row.locator(".widget-label").first.inner_text(),
+                float(width[1]) if width else 0.0,
+                row.locator(".widget-html-content").last.inner_text(),
+            )
+        )
     return found
 
 
@@ -70,7 +96,9 @@ def confirmed(page):
 
 
 def run_all(page):
-    """Run → Run All Cells, until a cell runs; some versions first ask, sooner or later, for the kernel that the notebook names, and then forget what was asked of them."""
+    """Run → Run All Cells, until a cell runs.
+
+    Some versions first ask, sooner or later, for the kernel that the notebook names, and then forget the command."""
     from playwright.sync_api import TimeoutError
 
     for _ in range(6):
@@ -78,11 +106,12 @@ def run_all(page):
         try:
             page.get_by_role("menuitem", name="Run", exact=True).click(timeout=5000)
             page.get_by_text("Run All Cells", exact=True).click(timeout=5000)
-        except TimeoutError:      # a dialog came in between
+        except TimeoutError:  # a dialog came in between
             continue
         for _ in range(20):
             time.sleep(0.5)
-            if confirmed(page): break
+            if confirmed(page):
+                break
             if any(c in "".join(page.locator(".jp-InputPrompt").all_inner_texts()) for c in "*123"):
                 return
     pytest.fail("no cell was run: " + page.locator(".jp-Notebook").inner_text()[:2000])
@@ -92,7 +121,16 @@ def test_bars_move_in_jupyterlab(lab):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        browser = p.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.goto(lab)
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)

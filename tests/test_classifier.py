@@ -6,12 +6,12 @@ from gesture_nb.data.sequences import table_from_arrays
 from gesture_nb.schema import ACC, GYR
 from gesture_nb.serving.classifier import GestureClassifier
 
-
 @pytest.mark.filterwarnings("ignore")
 def test_all_of_scikit_learns_checks():
     from sklearn.utils.estimator_checks import check_estimator
     results = check_estimator(GestureClassifier(boosting_rounds=6), on_fail=None, on_skip=None)
-    assert len(results) > 45 and {r["check_name"]: repr(r["exception"]) for r in results if r["status"] == "failed"} == {}
+    failed = {r["check_name"]: repr(r["exception"]) for r in results if r["status"] == "failed"}
+    assert len(results) > 45 and failed == {}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,9 @@ def shakes():
     rng = np.random.default_rng(1)
     y = np.array(["slow", "quick", "still"])[np.arange(36) % 3]
     speed = np.array([0.3, 0.9, 0])[np.arange(36) % 3][:, None] * np.arange(50)
-    x = np.stack([4 * np.sin(speed + rng.uniform(0, 6, (36, 1))), 0 * speed, 9.8 + 0 * speed, speed * 0, speed * 0, np.cos(speed)], 1) + rng.normal(size=(36, 6, 50)) / 2
+    acc = 4 * np.sin(speed + rng.uniform(0, 6, (36, 1))), 0 * speed, 9.8 + 0 * speed
+    gyr = speed * 0, speed * 0, np.cos(speed)
+    x = np.stack([*acc, *gyr], 1) + rng.normal(size=(36, 6, 50)) / 2
     return x.astype(np.float32), y, np.arange(36) // 6
 
 
@@ -44,7 +46,11 @@ def test_several_members_are_averaged_and_cloned(shakes):
 
 def test_what_cannot_be_learned_is_said(shakes):
     x, y, _ = shakes
-    with pytest.raises(ValueError, match="name them"): GestureClassifier().fit(x[:, :5], y)
-    with pytest.raises(ValueError, match="names 2"): GestureClassifier(channels=("acc_x", "acc_y")).fit(x, y)
-    with pytest.raises(ValueError, match="tree"): GestureClassifier(members=("trees",)).fit(x, y)
-    with pytest.raises(ValueError, match="6 features"): GestureClassifier(boosting_rounds=3).fit(x, y).predict(x[:, :3])
+    with pytest.raises(ValueError, match="name them"):
+        GestureClassifier().fit(x[:, :5], y)
+    with pytest.raises(ValueError, match="names 2"):
+        GestureClassifier(channels=("acc_x", "acc_y")).fit(x, y)
+    with pytest.raises(ValueError, match="tree"):
+        GestureClassifier(members=("trees",)).fit(x, y)
+    with pytest.raises(ValueError, match="6 features"):
+        GestureClassifier(boosting_rounds=3).fit(x, y).predict(x[:, :3])

@@ -1,12 +1,16 @@
 """The command line: one clear line and exit code 2 for what a person can mend, earlier results untouched."""
+
 import hashlib
 import json
 
 import pytest
 
-
 def tree(folder):
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file() and "logs" not in p.parts and p.name != ".lock"}
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and "logs" not in p.parts and p.name != ".lock"
+    }
 
 
 SMALL = ["--members", "lgbm", "--folds", "2", "--boosting-rounds", "8", "--progress", "lines"]
@@ -22,19 +26,22 @@ def run(toy, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("arguments, environ, said", [
-    (["--members", "lgbm,svm"], {}, "svm"),
-    (["--preset", "slow"], {}, "preset"),
-    (["--w-torch", "-1"], {}, "w_torch"),
-    ([], {"W_LGBM": "nan"}, "W_LGBM"),
-    (["--members", "lgbm", "--w-lgbm", "0"], {}, "weight 0"),
-    (["--members", "lgbm", "--w-keras", "1"], {}, "keras"),
-    (["--workers", "-2"], {}, "dl_num_workers"),
-    (["--data", "nowhere.parquet"], {}, "nowhere.parquet"),
-    (["--batch-size", "1"], {}, "batch_size"),
-    ([], {"RESUME": "perhaps"}, "RESUME"),
-    (["--fold-column", "nofold"], {}, "nofold"),
-])
+@pytest.mark.parametrize(
+    "arguments, environ, said",
+    [
+        (["--members", "lgbm,svm"], {}, "svm"),
+        (["--preset", "slow"], {}, "preset"),
+        (["--w-torch", "-1"], {}, "w_torch"),
+        ([], {"W_LGBM": "nan"}, "W_LGBM"),
+        (["--members", "lgbm", "--w-lgbm", "0"], {}, "weight 0"),
+        (["--members", "lgbm", "--w-keras", "1"], {}, "keras"),
+        (["--workers", "-2"], {}, "dl_num_workers"),
+        (["--data", "nowhere.parquet"], {}, "nowhere.parquet"),
+        (["--batch-size", "1"], {}, "batch_size"),
+        ([], {"RESUME": "perhaps"}, "RESUME"),
+        (["--fold-column", "nofold"], {}, "nofold"),
+    ],
+)
 def test_refusals(arguments, environ, said, toy, tmp_path, program):
     data = [] if "--data" in arguments else ["--data", toy]
     done = program("train", *data, "--out", tmp_path / "out", *arguments, **environ)
@@ -50,7 +57,15 @@ def test_unknown_option_and_command(program):
 
 
 def test_run_folder(run):
-    for name in ("config.json", "ensemble.json", "metrics.json", "oof.parquet", "submission.parquet", "report.html", "logs/run.jsonl"):
+    for name in (
+        "config.json",
+        "ensemble.json",
+        "metrics.json",
+        "oof.parquet",
+        "submission.parquet",
+        "report.html",
+        "logs/run.jsonl",
+    ):
         assert (run / name).exists(), name
     m = json.loads((run / "metrics.json").read_text())
     assert m["classes"] == ["hold", "shake", "wave"]
@@ -69,7 +84,10 @@ def test_out_of_fold_file(run):
     assert p.shape == (60, 3) and np.allclose(p.sum(1), 1, atol=1e-5)
     classes = json.loads((run / "metrics.json").read_text())["classes"]
     assert [classes[i] for i in p.argmax(1)] == t["pred"].to_pylist()
-    assert all(len(set(f)) == 1 for f in (t["fold"].to_numpy()[t["subject"].to_numpy(zero_copy_only=False) == s] for s in "abcdef"))
+    assert all(
+        len(set(f)) == 1
+        for f in (t["fold"].to_numpy()[t["subject"].to_numpy(zero_copy_only=False) == s] for s in "abcdef")
+    )
 
 
 def test_answers_of_a_fold_are_its_out_of_fold_rows(run, toy):
@@ -99,8 +117,9 @@ def test_a_second_run_changes_nothing(run, toy, program):
     done = program("train", "--data", toy, "--out", run, *SMALL)
     assert done.returncode == 0 and "finished before" in done.stdout
     after = tree(run)
-    assert {k: v for k, v in after.items() if not k.startswith(("report", "config")) and not k.endswith(".png")} == \
-           {k: v for k, v in before.items() if not k.startswith(("report", "config")) and not k.endswith(".png")}
+    assert {k: v for k, v in after.items() if not k.startswith(("report", "config")) and not k.endswith(".png")} == {
+        k: v for k, v in before.items() if not k.startswith(("report", "config")) and not k.endswith(".png")
+    }
 
 
 def test_a_damaged_member_is_named_and_trained_again(toy, tmp_path, program):
@@ -138,7 +157,9 @@ def test_serving_only_refuses_other_data(run, toy, tmp_path, program):
 
     frame, path = pd.read_parquet(toy), tmp_path / "other.parquet"
     for change, said in (({"wave": "clap"}, "'clap'"), ({}, "other data")):
-        (frame.replace({"gesture": change}) if change else frame.assign(acc_x=frame.acc_x + 1)).to_parquet(path, index=False)
+        (frame.replace({"gesture": change}) if change else frame.assign(acc_x=frame.acc_x + 1)).to_parquet(
+            path, index=False
+        )
         done = program("run", "--data", path, "--out", run, *SMALL, RUN_ANY_TRAINING=0)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
@@ -177,7 +198,7 @@ def test_predict_evaluate_report_replay(run, toy, tmp_path, program):
 
 
 def test_competition_folder_end_to_end(tmp_path, program):
-    """A generated folder with all its traps: features once, three orders of rows, a submission for every test sequence."""
+    """A generated folder with all its traps: features once, a submission for every test sequence."""
     import pyarrow.parquet as pq
 
     folder, out = tmp_path / "cmi", tmp_path / "out"
@@ -193,10 +214,17 @@ def test_a_folder_for_kaggle(run, tmp_path, program):
     done = program("kaggle", "--out", run, "--to", tmp_path / "push", "--user", "ann")
     assert done.returncode == 0, done.stderr
     kernel = json.loads((tmp_path / "push" / "notebook" / "kernel-metadata.json").read_text())
-    assert kernel["id"] == "ann/gesture-nb-submission" and kernel["enable_internet"] is False and (tmp_path / "push" / "notebook" / kernel["code_file"]).exists()
+    assert (
+        kernel["id"] == "ann/gesture-nb-submission"
+        and kernel["enable_internet"] is False
+        and (tmp_path / "push" / "notebook" / kernel["code_file"]).exists()
+    )
     data = json.loads((tmp_path / "push" / "dataset" / "dataset-metadata.json").read_text())
     assert kernel["dataset_sources"] == [data["id"]]
-    assert next((tmp_path / "push" / "dataset").glob("*.whl")) and (tmp_path / "push" / "dataset" / "run" / "members" / "lgbm" / "fold1" / "manifest.json").exists()
+    assert (
+        next((tmp_path / "push" / "dataset").glob("*.whl"))
+        and (tmp_path / "push" / "dataset" / "run" / "members" / "lgbm" / "fold1" / "manifest.json").exists()
+    )
     assert program("kaggle", "--out", run, "--to", tmp_path / "push").returncode == 2  # not empty
 
 
@@ -213,6 +241,23 @@ def test_unwritable_folder(toy, tmp_path, program):
 
 def test_keras_alone_with_a_handful_of_steps(toy, tmp_path, program):
     """Four optimizer steps in all: the schedule has hardly room to rise."""
-    done = program("run", "--data", toy, "--out", tmp_path / "out", "--folds", "2", "--epochs", "4", "--batch-size", "60", "--progress", "lines", W_LGBM=0, W_TORCH=0, W_KERAS=1)
+    done = program(
+        "run",
+        "--data",
+        toy,
+        "--out",
+        tmp_path / "out",
+        "--folds",
+        "2",
+        "--epochs",
+        "4",
+        "--batch-size",
+        "60",
+        "--progress",
+        "lines",
+        W_LGBM=0,
+        W_TORCH=0,
+        W_KERAS=1,
+    )
     assert done.returncode == 0 and done.stderr == ""
     assert [p.name for p in (tmp_path / "out" / "members").iterdir() if p.is_dir()] == ["keras"]

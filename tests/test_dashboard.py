@@ -1,4 +1,4 @@
-"""A run can be drawn again from its log, whatever happened to the log; it can be followed; and a person can pick a sequence."""
+"""A run is drawn again from its log, whatever happened to it; it can be followed; a person can pick a sequence."""
 import json
 import random
 import subprocess
@@ -9,12 +9,13 @@ import pytest
 from conftest import ROOT
 from test_progress import run_cells
 
-from gesture_nb.config import Settings, UserError, with_settings
+from gesture_nb.config import Settings, with_settings
 from gesture_nb.data.sequences import table_from_arrays
+from gesture_nb.errors import UserError
 from gesture_nb.progress import Reporter
-from gesture_nb.report.dashboard import LogReader, PickerWidgets, Watch, bars_after, learning_curves, longest_silence, pick, replay
-from gesture_nb.report.report import new_figure
-
+from gesture_nb.report.dashboard import PickerWidgets, Watch, bars_after, pick, replay
+from gesture_nb.report.run_log import LogReader, learning_curves, longest_silence
+from gesture_nb.show import canvas
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
@@ -32,7 +33,8 @@ def small_run(folder, epochs=3, fail=False, start=1):
                 for _ in range(5):
                     t.step(1 / epoch, 1e-3)
                 t.end_epoch(check_loss=2 / epoch)
-            if fail: raise RuntimeError("diverged")
+            if fail:
+                raise RuntimeError("diverged")
         r.unit_done("Torch fold 1")
 
 
@@ -53,7 +55,8 @@ def test_a_run_is_drawn_again(tmp_path, capsys):
     r = replay(tmp_path)
     assert "Frame features  400/400" in str(r) and "loss 0.3333 check_loss 0.6667" in str(r)
     assert r._repr_png_().startswith(b"\x89PNG") and capsys.readouterr() == ("", "")
-    assert learning_curves(r.events) == {"Torch": {1: {"loss": [(1, 1.0), (2, .5), (3, pytest.approx(1 / 3))], "check_loss": [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3))]}}}
+    loss, check_loss = ([(1, a), (2, a / 2), (3, pytest.approx(a / 3))] for a in (1.0, 2.0))
+    assert learning_curves(r.events) == {"Torch": {1: {"loss": loss, "check_loss": check_loss}}}
 
 
 def test_a_resumed_run_is_one_curve(tmp_path):
@@ -68,9 +71,11 @@ def test_a_resumed_run_is_one_curve(tmp_path):
 def test_a_run_that_was_killed_is_unfinished(tmp_path):
     small_run(tmp_path)
     kept = log_of(tmp_path).read_text().splitlines()
-    log_of(tmp_path).write_text("\n".join(kept[:next(i for i, s in enumerate(kept) if '"training_end"' in s)]) + '\n{"kind": "tr')
+    end = next(i for i, line in enumerate(kept) if '"training_end"' in line)
+    log_of(tmp_path).write_text("\n".join(kept[:end]) + '\n{"kind": "tr')
     r = replay(tmp_path)
-    assert "unfinished" in str(r) and f"Line {len(kept[:1]) + r.bad[0][0] - 1} of logs/run.jsonl was left out" in str(r)
+    assert r.bad[0].number == end + 1
+    assert "unfinished" in str(r) and f"Line {end + 1} of logs/run.jsonl was left out" in str(r)
     assert r.figure() is not None
 
 
@@ -91,7 +96,8 @@ def test_damage_anywhere_is_named_or_harmless(tmp_path, seed):
     r.figure()
 
 
-FIELDS = ("time", "t", "pid", "kind", "fold", "epoch", "epochs", "step", "steps", "loss", "lr", "label", "title", "total", "units", "done", "rate", "unit", "text")
+FIELDS = ("time", "t", "pid", "kind", "fold", "epoch", "epochs", "step", "steps", "loss", "lr", "label", "title",
+          "total", "units", "done", "rate", "unit", "text")
 
 
 @pytest.mark.parametrize("value", [None, "x", "nan", [], {}, True, 1e999, -1])
@@ -99,10 +105,12 @@ def test_a_field_of_another_type_is_named_or_harmless(tmp_path, value, whole_log
     events = [json.loads(s) for s in whole_log.splitlines()]
     log_of(tmp_path).parent.mkdir()
     for field in FIELDS:
-        log_of(tmp_path).write_text("\n".join(json.dumps(e | ({field: value} if field in e else {})) for e in events) + "\n" + json.dumps(events[0]))
+        changed = [json.dumps(e | ({field: value} if field in e else {})) for e in events]
+        log_of(tmp_path).write_text("\n".join([*changed, json.dumps(events[0])]))
         r = replay(tmp_path)
         assert str(r)
-        if field in ("time", "fold", "epoch", "loss", "total"): assert r.figure()
+        if field in ("time", "fold", "epoch", "loss", "total"):
+            assert r.figure()
         for e in r.events:
             assert all(isinstance(n, (int, float)) for _, n, _, _ in bars_after({}, e).values())
 
@@ -123,22 +131,25 @@ def test_a_growing_log_is_read_once_and_in_whole_lines(tmp_path):
     line = json.dumps({"kind": "say", "time": 1.0, "t": 0.0, "pid": 1}).encode()
     path.write_bytes(line + b"\n" + line[:9])
     assert len(reader.new_events()) == 1 and reader.new_events() == []
-    with open(path, "ab") as f: f.write(line[9:] + b"\nbroken\n")
+    with open(path, "ab") as f:
+        f.write(line[9:] + b"\nbroken\n")
     assert len(reader.new_events()) == 1 and [n for n, _ in reader.bad] == [3]
     path.write_bytes(line + b"\n")  # started again
     assert len(reader.new_events()) == 1
 
 
 def test_silence_is_measured_between_lines_of_an_open_reporter():
-    def e(kind, t, pid=1, **more): return {"kind": kind, "t": t, "time": t, "pid": pid} | more
-    events = [e("open", 0), e("say", 1, text="a"), e("step", 5), e("say", 8, text="b"), e("say", 9, pid=2, text="other"), e("close", 9),
-              e("open", 100), e("say", 101, text="c"), e("close", 102)]
+    def e(kind, t, pid=1, **more):
+        return {"kind": kind, "t": t, "time": t, "pid": pid} | more
+    events = [e("open", 0), e("say", 1, text="a"), e("step", 5), e("say", 8, text="b"),
+              e("say", 9, pid=2, text="other"), e("close", 9), e("open", 100), e("say", 101, text="c"), e("close", 102)]
     assert longest_silence(events) == 7
 
 
 def test_watch_follows_until_the_end(tmp_path, capsys):
     code = f"""
-import sys, time; sys.path.insert(0, {str(ROOT)!r})
+import sys
+sys.path.insert(0, {str(ROOT)!r})
 from gesture_nb.progress import Reporter
 with Reporter(folder={str(tmp_path)!r}) as r, r.training('Torch', 1, 1, 50) as t:
     t.start_epoch(1)
@@ -155,6 +166,18 @@ with Reporter(folder={str(tmp_path)!r}) as r, r.training('Torch', 1, 1, 50) as t
     assert [c.children[0].value for c in w.box.children[0].children][1] == 50
 
 
+@pytest.mark.parametrize("label, unit", [("LightGBM", "round"), ("Torch", "epoch 1/1")])
+def test_boosting_counts_rounds(tmp_path, label, unit):
+    with Reporter(with_settings(Settings(), progress="lines"), tmp_path) as r, r.training(label, 1, 1, 5) as t:
+        t.start_epoch(1)
+        for _ in range(5):
+            t.step(0.5, 1e-3)
+    bars = {}
+    for e in replay(tmp_path).events:
+        bars = bars_after(bars, e)
+    assert bars["epoch"][:3] == (unit, 5, 5)
+
+
 def test_watch_stops_by_its_button(tmp_path):
     w = Watch(tmp_path, seconds=0.02, show=lambda box: None)
     w.button.click()
@@ -169,27 +192,29 @@ NAMES = ("drink", "wave")
 @pytest.fixture
 def table():
     rng = np.random.default_rng(0)
-    return table_from_arrays([rng.normal(size=(3, 20))] * 3, ["acc_x", "acc_y", "acc_z"], gesture=["wave", "drink", "wave"], subject=["ann", "bob", "<i>"], rate_hz=50)
+    x, gesture, subject = rng.normal(size=(3, 20)), ["wave", "drink", "wave"], ["ann", "bob", "<i>"]
+    return table_from_arrays([x] * 3, ["acc_x", "acc_y", "acc_z"], gesture=gesture, subject=subject, rate_hz=50)
 
 
 def show(i):
-    f = new_figure(3, 1)
-    f.subplots().plot([0, i])
-    return f
+    figure, axes = canvas(3, 1)
+    axes[0, 0].plot([0, i])
+    return figure
 
 
-def answer(i):
+def predict(i):
     return NAMES, np.array([.1, .9])
 
 
 def test_without_a_front_end_the_first_sequence_is_shown(table, capsys):
-    picked = pick(table, answer, show)
+    picked = pick(table, predict, show)
     assert picked.index == 0 and picked.label == "wave" and all(p.startswith(b"\x89PNG") for p in picked.pictures)
-    assert "which is right" in picked.said and not hasattr(picked, "widgets")
+    assert "which is right" in picked.message and not hasattr(picked, "widgets")
 
 
-@pytest.mark.parametrize("given", [(NAMES, [.1, .9]), ("wave", {"drink": .1, "wave": .9}), ("wave", np.array([.1, .9]))])
-def test_answers_come_in_two_forms(table, given):
+@pytest.mark.parametrize("given", [
+    (NAMES, [.1, .9]), ("wave", {"drink": .1, "wave": .9}), ("wave", np.array([.1, .9]))])
+def test_predictions_come_in_two_forms(table, given):
     assert pick(table, lambda i: given, lambda i: None).label == "wave"
 
 
@@ -197,16 +222,17 @@ def test_show_may_leave_its_figure_to_pyplot_or_show_nothing(table):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    assert pick(table, answer, lambda i: plt.plot([1, 2]) and None).pictures[0]
+    assert pick(table, predict, lambda i: plt.plot([1, 2]) and None).pictures[0]
     assert plt.get_fignums() == []
-    assert pick(table, answer, lambda i: plt.subplots(2)[1]).pictures[0] and plt.get_fignums() == []
-    assert pick(table, answer, lambda i: None).pictures[0] is None
+    assert pick(table, predict, lambda i: plt.subplots(2)[1]).pictures[0] and plt.get_fignums() == []
+    assert pick(table, predict, lambda i: None).pictures[0] is None
 
 
 def test_errors_of_drawing_or_answering_are_not_hidden(table):
     def broken(i):
-        if i: raise RuntimeError("no <answer>")
-        return answer(i)
+        if i:
+            raise RuntimeError("no <answer>")
+        return predict(i)
     w = PickerWidgets(pick(table, broken, show))
     with pytest.raises(RuntimeError):
         w.menu.value = 1
@@ -216,7 +242,7 @@ def test_errors_of_drawing_or_answering_are_not_hidden(table):
 
 
 def test_arrows_go_round_and_names_are_escaped(table):
-    w = PickerWidgets(pick(table, answer, show))
+    w = PickerWidgets(pick(table, predict, show))
     first = w.images[0].value
     w.back.click()
     assert w.menu.value == 2 and "&lt;i&gt;" in w.text.value and w.images[0].value != first
@@ -228,18 +254,20 @@ CELL = """
 import numpy as np
 from gesture_nb.data.sequences import table_from_arrays
 from gesture_nb.report.dashboard import pick
-from gesture_nb.report.report import new_figure
+from gesture_nb.show import canvas
 table = table_from_arrays([np.zeros((1, 9))] * 2, ['acc_x'], gesture=['wave', 'drink'])
-def show(i): f = new_figure(3, 1); f.subplots(); return f
+def show(i): return canvas(3, 1)[0]
 if True: picked = pick(table, lambda i: (['drink', 'wave'], [.1, .9]), show)
 """
 
 
 @pytest.mark.parametrize("environ, widgets", [({}, True), ({"PROGRESS": "lines"}, False), ({"IN_TEST": "1"}, False)])
 def test_in_a_kernel_there_is_a_menu_or_two_pictures(tmp_path, environ, widgets):
-    nb = run_cells(tmp_path, CELL, "picked", "picked.widgets.next.click(); picked.said" if widgets else "picked.said", **environ)
+    last = "picked.widgets.next.click()\npicked.message" if widgets else "picked.message"
+    nb = run_cells(tmp_path, CELL, "picked", last, **environ)
     kinds = [set(o.get("data", {})) - {"text/plain", "text/html"} for o in nb.cells[0].outputs]
-    assert kinds == ([{"application/vnd.jupyter.widget-view+json"}] if widgets else [set(), {"image/png"}, {"image/png"}])
+    without_widgets = [set(), {"image/png"}, {"image/png"}]
+    assert kinds == ([{"application/vnd.jupyter.widget-view+json"}] if widgets else without_widgets)
     assert nb.cells[1].outputs == []
     assert ("but it was drink" if widgets else "which is right") in nb.cells[2].outputs[0].data["text/plain"]
 
@@ -253,10 +281,13 @@ from gesture_nb.report.dashboard import watch
 w = watch('.')
 with Reporter(folder='.') as r, r.training('Torch', 1, 1, 5) as t:
     t.start_epoch(1)
-    for _ in range(5): t.step(0.5, 1e-3); time.sleep(.2)
+    for _ in range(5):
+        t.step(0.5, 1e-3)
+        time.sleep(.2)
     busy = w.bars.get('fold', ('', 0))[1]
 w.thread.join(20)
 print(busy > 0, w.bars['fold'][1], w.error)
 """
     nb = run_cells(tmp_path, train, LOG_EVERY_STEPS="1")
-    assert "".join(o.get("text", "") for o in nb.cells[0].outputs if o.output_type == "stream").splitlines()[-1] == "True 5 None"
+    printed = "".join(o.get("text", "") for o in nb.cells[0].outputs if o.output_type == "stream")
+    assert printed.splitlines()[-1] == "True 5 None"

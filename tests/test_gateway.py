@@ -1,4 +1,5 @@
 "The gateway's contract, ours and the stand-in's for the competition's."
+import os
 import shutil
 import sys
 import threading
@@ -10,9 +11,18 @@ import pytest
 from gesture_nb.config import UserError
 from gesture_nb.data.sequences import SequenceTable
 from gesture_nb.data.simulate import simulate, write_competition
-from gesture_nb.progress import LineSink, Reporter
+from gesture_nb.progress import Reporter
 from gesture_nb.schema import GESTURES, TEST_COLUMNS
-from gesture_nb.serving.gateway import Listener, check_submission, competition_server, find_server, listen, local_gateway, questions
+from gesture_nb.serving.gateway import (
+    LazyPredictor,
+    check_submission,
+    competition_server,
+    find_server,
+    listen,
+    local_gateway,
+    read_test_sequences,
+)
+from gesture_nb.sinks import LineSink
 
 pl = pytest.importorskip("polars", reason="polars is not installed")
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -28,12 +38,15 @@ def folder(tmp_path_factory):
 @pytest.fixture()
 def server(folder, monkeypatch, tmp_path):
     "The competition's folder with its package in it; nothing of it is left behind."
-    place = tmp_path / "kaggle" / "competitions" / "cmi-detect-behavior-with-sensor-data"
-    shutil.copytree(folder, place); shutil.copytree(STAND_IN / "kaggle_evaluation", place / "kaggle_evaluation")
-    work = tmp_path / "working"; work.mkdir(); monkeypatch.chdir(work)
+    competition = tmp_path / "kaggle" / "competitions" / "cmi-detect-behavior-with-sensor-data"
+    shutil.copytree(folder, competition)
+    shutil.copytree(STAND_IN / "kaggle_evaluation", competition / "kaggle_evaluation")
+    work = tmp_path / "working"
+    work.mkdir()
+    monkeypatch.chdir(work)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for variable in ("KAGGLE_IS_COMPETITION_RERUN", "KAGGLE_INPUT"): monkeypatch.delenv(variable, raising=False)
-    yield place
+    yield competition
     for name in [m for m in sys.modules if m.split(".")[0] == "kaggle_evaluation"]: del sys.modules[name]
 
 
@@ -42,7 +55,8 @@ class Watcher:
     def __init__(self): self.calls = []
     def __call__(self, *args):
         sequence, demographics = args
-        self.calls.append((sequence["sequence_id"][0], sequence["subject"][0], sequence, demographics, threading.current_thread()))
+        name, subject = sequence["sequence_id"][0], sequence["subject"][0]
+        self.calls.append((name, subject, sequence, demographics, threading.current_thread()))
         return GESTURES[len(sequence) % 18]
 
 
@@ -50,17 +64,21 @@ def test_contract(folder, tmp_path):
     w = Watcher()
     answered = local_gateway(w, folder / "test.csv", folder / "test_demographics.csv", tmp_path / "s.parquet")
     whole = pl.read_csv(folder / "test.csv")
-    assert len(w.calls) == 40 == len({c[0] for c in w.calls}) and len({c[4] for c in w.calls}) == 1 and w.calls[0][4] is not threading.main_thread()
+    assert len(w.calls) == 40 == len({c[0] for c in w.calls}) and len({c[4] for c in w.calls}) == 1
+    assert w.calls[0][4] is not threading.main_thread()
     for name, subject, sequence, demographics, _ in w.calls:
         assert type(sequence) is type(demographics) is pl.DataFrame and tuple(sequence.columns) == TEST_COLUMNS
-        assert sequence.equals(whole.filter(pl.col("sequence_id") == name)) and demographics["subject"].to_list() == [subject] and demographics.width == 8
+        assert sequence.equals(whole.filter(pl.col("sequence_id") == name))
+        assert demographics["subject"].to_list() == [subject] and demographics.width == 8
     found = check_submission(tmp_path / "s.parquet", answered["sequence_id"])
-    assert found["gesture"].tolist() == answered["gesture"].tolist() == [GESTURES[n % 18] for n in whole.group_by("sequence_id", maintain_order=True).len()["len"]]
+    expected = [GESTURES[n % 18] for n in whole.group_by("sequence_id", maintain_order=True).len()["len"]]
+    assert found["gesture"].tolist() == answered["gesture"].tolist() == expected
 
 
 def test_order_is_random_seedable_and_mixes_people(folder, tmp_path):
     def order(seed):
-        w = Watcher(); local_gateway(w, folder / "test.csv", out=tmp_path / "s.parquet", seed=seed)
+        w = Watcher()
+        local_gateway(w, folder / "test.csv", out=tmp_path / "s.parquet", seed=seed)
         return [c[0] for c in w.calls], [c[1] for c in w.calls]
     a, b, c, d, e = order(0), order(0), order(1), order(None), order(None)
     assert a == b != c and d != e and sorted(a[0]) == sorted(c[0])
@@ -68,132 +86,185 @@ def test_order_is_random_seedable_and_mixes_people(folder, tmp_path):
 
 
 def test_same_bytes_whatever_the_order(folder, tmp_path):
-    for seed in (0, 1): local_gateway(Watcher(), folder / "test.csv", out=tmp_path / f"{seed}.parquet", seed=seed)
+    for seed in (0, 1):
+        local_gateway(Watcher(), folder / "test.csv", out=tmp_path / f"{seed}.parquet", seed=seed)
     assert (tmp_path / "0.parquet").read_bytes() == (tmp_path / "1.parquet").read_bytes()
 
 
 def test_columns_missing_in_the_first_rows_arrive_as_strings(folder, tmp_path):
     rows = pl.read_csv(folder / "test.csv")
     rows.sort(pl.col("tof_1_v0").is_null(), descending=True, maintain_order=True).write_csv(tmp_path / "test.csv")
-    sequence, _ = questions(tmp_path / "test.csv", folder / "test_demographics.csv")[0]
-    assert sequence["thm_1"].dtype == pl.String and sequence["tof_1_v0"].null_count() == len(sequence) and sequence["acc_x"].dtype == pl.Float64
+    sequence, _ = read_test_sequences(tmp_path / "test.csv", folder / "test_demographics.csv")[0]
+    assert sequence["thm_1"].dtype == pl.String and sequence["tof_1_v0"].null_count() == len(sequence)
+    assert sequence["acc_x"].dtype == pl.Float64
 
 
 @pytest.mark.parametrize("answer", [3, None, "Neck scratch", b"Neck - scratch", ["Wave hello"], 0.5])
 def test_anything_but_a_label_ends_the_submission(folder, tmp_path, answer):
-    with pytest.raises(UserError, match="SEQ_.*the submission ends here"): local_gateway(lambda s, d: answer, folder / "test.csv", out=tmp_path / "s.parquet")
+    with pytest.raises(UserError, match="SEQ_.*the submission ends here"):
+        local_gateway(lambda s, d: answer, folder / "test.csv", out=tmp_path / "s.parquet")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_exception_ends_it_and_the_old_file_survives(folder, tmp_path):
     (tmp_path / "s.parquet").write_text("old")
-    def fails(sequence, demographics): raise KeyError("acc")
-    with pytest.raises(UserError, match="predict failed on sequence SEQ_") as e: local_gateway(fails, folder / "test.csv", out=tmp_path / "s.parquet")
+
+    def fails(sequence, demographics):
+        raise KeyError("acc")
+
+    with pytest.raises(UserError, match="predict failed on sequence SEQ_") as e:
+        local_gateway(fails, folder / "test.csv", out=tmp_path / "s.parquet")
     assert isinstance(e.value.__cause__, KeyError) and (tmp_path / "s.parquet").read_text() == "old"
 
 
 def test_called_by_position(folder, tmp_path):
-    assert local_gateway(lambda a, b, /: "Wave hello", folder / "test.csv", out=tmp_path / "s.parquet")["gesture"][0] == "Wave hello"
+    answered = local_gateway(lambda a, b, /: "Wave hello", folder / "test.csv", out=tmp_path / "s.parquet")
+    assert answered["gesture"][0] == "Wave hello"
 
 
 def test_scattered_rows_are_brought_together(folder, tmp_path):
     rows, people = pl.read_csv(folder / "test.csv"), pl.read_csv(folder / "test_demographics.csv")
     mixed = rows.sample(fraction=1, shuffle=True, seed=1)
-    one, other = ({s: n for _, s, n in ((c[0], c[0], c[2]["acc_x"].to_list()) for c in w.calls)} for w in _both(rows, mixed, people, tmp_path))
-    assert one == other
 
+    def readings(frame):
+        w = Watcher()
+        local_gateway(w, frame, people, tmp_path / "s.parquet")
+        return {name: sequence["acc_x"].to_list() for name, _, sequence, *_ in w.calls}
 
-def _both(a, b, people, tmp_path):
-    for frame in (a, b):
-        w = Watcher(); local_gateway(w, frame, people, tmp_path / "s.parquet"); yield w
+    assert readings(rows) == readings(mixed)
 
 
 def test_bad_input_is_named(folder, tmp_path):
     rows, people = pl.read_csv(folder / "test.csv"), pl.read_csv(folder / "test_demographics.csv")
-    def said(frame, persons=people, **kw):
-        frame.write_csv(tmp_path / "test.csv"); persons.write_csv(tmp_path / "test_demographics.csv")
-        with pytest.raises(UserError) as e: local_gateway(Watcher(), tmp_path / "test.csv", out=tmp_path / "s.parquet", **kw)
+
+    def message(frame, persons=people, **kw):
+        frame.write_csv(tmp_path / "test.csv")
+        persons.write_csv(tmp_path / "test_demographics.csv")
+        with pytest.raises(UserError) as e:
+            local_gateway(Watcher(), tmp_path / "test.csv", out=tmp_path / "s.parquet", **kw)
         return str(e.value)
-    assert "'tof_3_v7'" in said(rows.drop("tof_3_v7")) and "'gesture'" in said(rows.with_columns(gesture=pl.lit("x")))
-    assert "no rows" in said(rows[:0]) and "no row for subject" in said(rows, people[1:]) and "'handedness'" in said(rows, people.drop("handedness"))
-    assert "two subjects" in said(rows.with_columns(subject=pl.when(pl.col("sequence_counter") == 3).then(pl.lit("SUBJ_1")).otherwise(pl.col("subject"))))
-    with pytest.raises(UserError, match="There is no file"): local_gateway(Watcher(), tmp_path / "none.csv", out=tmp_path / "s.parquet")
+
+    assert "'tof_3_v7'" in message(rows.drop("tof_3_v7"))
+    assert "'gesture'" in message(rows.with_columns(gesture=pl.lit("x")))
+    assert "no rows" in message(rows[:0]) and "no row for subject" in message(rows, people[1:])
+    assert "'handedness'" in message(rows, people.drop("handedness"))
+    other = pl.when(pl.col("sequence_counter") == 3).then(pl.lit("SUBJ_1")).otherwise(pl.col("subject"))
+    assert "two subjects" in message(rows.with_columns(subject=other))
+    with pytest.raises(UserError, match="There is no file"):
+        local_gateway(Watcher(), tmp_path / "none.csv", out=tmp_path / "s.parquet")
 
 
 def test_any_table_can_be_served(tmp_path):
     t = simulate(30, seed=4)
-    plain = SequenceTable(t.values[:3], t.names[:3], t.offsets, {k: t.meta[k] for k in ("sequence_id", "subject", "sample_rate_hz")})
+    meta = {k: t.meta[k] for k in ("sequence_id", "subject", "sample_rate_hz")}
+    plain = SequenceTable(t.values[:3], t.names[:3], t.offsets, meta)
     w = Watcher()
     answered = local_gateway(w, plain, out=tmp_path / "s.parquet")
     assert list(answered["sequence_id"]) == list(t.meta["sequence_id"]) and w.calls[0][3].columns == ["subject"]
     for name, subject, sequence, demographics, _ in w.calls:
         i = list(t.meta["sequence_id"]).index(name)
-        assert np.array_equal(sequence["acc_y"].to_numpy(), plain.channel("acc_y")[slice(*t.offsets[i:i + 2])]) and demographics["subject"][0] == subject == t.meta["subject"][i]
-        assert sequence["sequence_counter"].to_list() == list(range(len(sequence))) and sequence["sample_rate_hz"][0] == 10
-    full = questions(t)[0]
-    assert full[0].width == 336 and full[1].width == 8 and not any(s.is_nan().any() for s in full[0] if s.dtype.is_float())
+        assert np.array_equal(sequence["acc_y"].to_numpy(), plain.channel("acc_y")[slice(*t.offsets[i:i + 2])])
+        assert demographics["subject"][0] == subject == t.meta["subject"][i]
+        assert sequence["sequence_counter"].to_list() == list(range(len(sequence)))
+        assert sequence["sample_rate_hz"][0] == 10
+    full = read_test_sequences(t)[0]
+    assert full[0].width == 336 and full[1].width == 8
+    assert not any(s.is_nan().any() for s in full[0] if s.dtype.is_float())
 
 
 def test_without_polars_pandas_frames_are_used(folder, tmp_path, monkeypatch, capsys):
     import pandas as pd
+
     monkeypatch.setitem(sys.modules, "polars", None)
-    w = Watcher()
-    class W(Watcher):
-        def __call__(self, s, d): self.calls.append((s, d)); return "Wave hello"
-    w = W()
-    local_gateway(w, folder / "test.csv", out=tmp_path / "s.parquet", reporter=Reporter(sinks=[LineSink()]))
-    local_gateway(w, simulate(5), out=tmp_path / "s.parquet")
-    assert all(isinstance(x, pd.DataFrame) for c in w.calls for x in c) and len(w.calls[0][1]) == 1 and "Polars is not installed" in capsys.readouterr().out
+    calls = []
+
+    def predict(sequence, demographics):
+        calls.append((sequence, demographics))
+        return "Wave hello"
+
+    reporter = Reporter(sinks=[LineSink()])
+    local_gateway(predict, folder / "test.csv", out=tmp_path / "s.parquet", reporter=reporter)
+    local_gateway(predict, simulate(5), out=tmp_path / "s.parquet")
+    assert all(isinstance(x, pd.DataFrame) for c in calls for x in c) and len(calls[0][1]) == 1
+    assert "Polars is not installed" in capsys.readouterr().out
 
 
-def test_members_load_once_at_the_first_question():
+def run_threads(work, count=8):
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+
+
+def test_members_load_once_at_the_first_sequence():
     loads = []
+
     def load():
-        loads.append(threading.current_thread()); threading.Event().wait(0.05)
+        loads.append(threading.current_thread())
+        threading.Event().wait(0.05)
         return lambda s, d: "Wave hello"
+
     predict = listen(load)
     assert not loads and predict.__name__ == "predict"
-    answers = []
-    threads = [threading.Thread(target=lambda: answers.append(predict(None, None))) for _ in range(8)]
-    for t in threads: t.start()
-    for t in threads: t.join()
-    assert answers == ["Wave hello"] * 8 and len(loads) == 1 and predict.listener.failed == 0
+    labels = []
+    run_threads(lambda: labels.append(predict(None, None)))
+    assert labels == ["Wave hello"] * 8 and len(loads) == 1 and predict.lazy.failed == 0
 
 
-@pytest.mark.parametrize("bad", [lambda s, d: 1 / 0, lambda s, d: "nonsense", lambda s, d: None, lambda s: "Wave hello"])
+BAD_PREDICTORS = [lambda s, d: 1 / 0, lambda s, d: "nonsense", lambda s, d: None, lambda s: "Wave hello"]
+
+
+@pytest.mark.parametrize("bad", BAD_PREDICTORS)
 def test_a_failed_prediction_still_answers_a_label(bad, capsys):
-    predict = listen(lambda: bad, GESTURES, fallback="Neck - scratch", reporter=Reporter(sinks=[LineSink()]))
-    assert {predict(1, 2) for _ in range(150)} == {"Neck - scratch"} and predict.listener.failed == 150
-    said = capsys.readouterr().out
-    assert said.count("Neck - scratch") == 4 and "150" not in said
+    reporter = Reporter(sinks=[LineSink()])
+    predict = listen(lambda: bad, GESTURES, fallback="Neck - scratch", reporter=reporter)
+    assert {predict(1, 2) for _ in range(150)} == {"Neck - scratch"} and predict.lazy.failed == 150
+    printed = capsys.readouterr().out
+    assert printed.count("Neck - scratch") == 4 and "150" not in printed
 
 
 def test_members_that_cannot_be_loaded_are_tried_once(capsys):
     tries = []
-    def load(): tries.append(1); raise UserError("ensemble.json is damaged")
+
+    def load():
+        tries.append(1)
+        raise UserError("ensemble.json is damaged")
+
     predict = listen(load, reporter=Reporter(sinks=[LineSink()]))
-    assert [predict(1, 2) for _ in range(3)] == [GESTURES[0]] * 3 and len(tries) == 1 and "ensemble.json is damaged" in capsys.readouterr().out
-    with pytest.raises(UserError): listen(load, fallback="nonsense")
+    assert [predict(1, 2) for _ in range(3)] == [GESTURES[0]] * 3 and len(tries) == 1
+    assert "ensemble.json is damaged" in capsys.readouterr().out
+    with pytest.raises(UserError):
+        listen(load, fallback="nonsense")
 
 
 def test_the_competitions_gateway_on_the_public_file(server):
-    import os
-    w = Watcher()
-    loaded = []
-    def load(): loaded.append(1); return w
+    w, loaded = Watcher(), []
+
+    def load():
+        loaded.append(1)
+        return w
+
     answered = competition_server(listen(load), environ={"KAGGLE_INPUT": str(server.parent.parent)})
-    assert len(answered["gesture"]) == 40 == len(w.calls) and len(loaded) == 1 and os.listdir() == ["submission.parquet"]
-    assert w.calls[0][4] is not threading.main_thread() and w.calls[0][2].width == 336 and w.calls[0][3].height == 1
+    assert len(answered["gesture"]) == 40 == len(w.calls) and len(loaded) == 1
+    assert os.listdir() == ["submission.parquet"]
+    assert w.calls[0][4] is not threading.main_thread()
+    assert w.calls[0][2].width == 336 and w.calls[0][3].height == 1
 
 
 def test_the_rerun_is_served(server, monkeypatch):
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1"); monkeypatch.setenv("KAGGLE_INPUT", str(server.parent.parent))
-    found = find_server(); found.hidden = (server / "test.csv", server / "test_demographics.csv")
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    monkeypatch.setenv("KAGGLE_INPUT", str(server.parent.parent))
+    find_server().hidden = (server / "test.csv", server / "test_demographics.csv")
     w = Watcher()
-    class P:   # a callable without a name is served under the right one
-        def __call__(self, sequence, demographics): return w(sequence, demographics)
-    competition_server(P())
-    assert len(check_submission("submission.parquet", questions(server / "test.csv").sequence_id)["gesture"]) == 40
+
+    class WithoutName:  # a callable without a name is served under the right one
+        def __call__(self, sequence, demographics):
+            return w(sequence, demographics)
+
+    competition_server(WithoutName())
+    expected = read_test_sequences(server / "test.csv").sequence_id
+    assert len(check_submission("submission.parquet", expected)["gesture"]) == 40
 
 
 def test_the_package_is_found_in_a_named_folder(server):
@@ -203,52 +274,70 @@ def test_the_package_is_found_in_a_named_folder(server):
 
 def test_a_server_whose_requirements_are_missing_is_named(server):
     (server / "kaggle_evaluation" / "cmi_inference_server.py").write_text("import grpc_that_is_not_there\n")
-    with pytest.raises(UserError, match="'grpc_that_is_not_there'"): find_server(server, {"KAGGLE_INPUT": "nowhere"})
+    with pytest.raises(UserError, match="'grpc_that_is_not_there'"):
+        find_server(server, {"KAGGLE_INPUT": "nowhere"})
 
 
 def test_a_load_that_fails_is_an_error_before_the_rerun_and_an_answer_on_it(server, monkeypatch):
-    def load(): raise UserError("no members")
+    def load():
+        raise UserError("no members")
+
     environ = {"KAGGLE_INPUT": str(server.parent.parent)}
-    with pytest.raises(UserError, match="no members"): competition_server(listen(load), environ=environ)
+    with pytest.raises(UserError, match="no members"):
+        competition_server(listen(load), environ=environ)
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     find_server(environ=environ).hidden = (server / "test.csv", server / "test_demographics.csv")
     competition_server(listen(load), environ=environ | {"KAGGLE_IS_COMPETITION_RERUN": "1"})
-    assert set(check_submission("submission.parquet", questions(server / "test.csv").sequence_id)["gesture"]) == {GESTURES[0]}
+    expected = read_test_sequences(server / "test.csv").sequence_id
+    assert set(check_submission("submission.parquet", expected)["gesture"]) == {GESTURES[0]}
 
 
 def test_nothing_to_serve(tmp_path):
-    with pytest.raises(UserError, match="--data"): competition_server(Watcher(), tmp_path, environ={"KAGGLE_INPUT": str(tmp_path)})
-    with pytest.raises(UserError, match="rerun"): competition_server(Watcher(), tmp_path, environ={"KAGGLE_INPUT": str(tmp_path), "KAGGLE_IS_COMPETITION_RERUN": "1"})
+    environ = {"KAGGLE_INPUT": str(tmp_path)}
+    with pytest.raises(UserError, match="--data"):
+        competition_server(Watcher(), tmp_path, environ=environ)
+    with pytest.raises(UserError, match="rerun"):
+        competition_server(Watcher(), tmp_path, environ=environ | {"KAGGLE_IS_COMPETITION_RERUN": "1"})
 
 
 def test_a_submission_is_checked(tmp_path):
     import pandas as pd
-    def said(frame):
+
+    def message(frame):
         frame.to_parquet(tmp_path / "s.parquet", index=False)
-        with pytest.raises(UserError) as e: check_submission(tmp_path / "s.parquet", ["a", "b"])
+        with pytest.raises(UserError) as e:
+            check_submission(tmp_path / "s.parquet", ["a", "b"])
         return str(e.value)
+
     good = pd.DataFrame({"sequence_id": ["b", "a"], "gesture": ["Wave hello"] * 2})
-    assert "columns" in said(good.assign(x=1)) and "once" in said(good[:1]) and "no label" in said(good.assign(gesture="x")) and "once" in said(pd.concat([good, good]))
+    assert "columns" in message(good.assign(x=1)) and "once" in message(good[:1])
+    assert "no label" in message(good.assign(gesture="x")) and "once" in message(pd.concat([good, good]))
     (tmp_path / "s.parquet").write_bytes(b"x")
-    with pytest.raises(UserError, match="no submission"): check_submission(tmp_path / "s.parquet", ["a"])
+    with pytest.raises(UserError, match="no submission"):
+        check_submission(tmp_path / "s.parquet", ["a"])
 
 
-def test_interrupting_the_main_thread_stops_the_questions():
+def test_interrupting_the_main_thread_stops_the_gateway():
     from gesture_nb.serving.gateway import in_thread
+
+    def interrupted(stopped):
+        raise KeyboardInterrupt
+
     assert in_thread(lambda stopped: stopped()) is False
-    with pytest.raises(KeyboardInterrupt): in_thread(_interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        in_thread(interrupted)
 
 
-def _interrupts(stopped): raise KeyboardInterrupt
-
-
-def test_a_listener_is_one_at_a_time():
+def test_sequences_are_predicted_one_at_a_time():
     busy, most = [], []
+
     def slow(s, d):
-        busy.append(1); most.append(len(busy)); threading.Event().wait(0.005); busy.pop()
+        busy.append(1)
+        most.append(len(busy))
+        threading.Event().wait(0.005)
+        busy.pop()
         return "Wave hello"
-    predict = Listener(lambda: slow, GESTURES, GESTURES[0], Reporter(sinks=[])).answer
-    threads = [threading.Thread(target=predict, args=(1, 2)) for _ in range(8)]
-    for t in threads: t.start()
-    for t in threads: t.join()
+
+    predict = LazyPredictor(lambda: slow, GESTURES, GESTURES[0], Reporter(sinks=[])).predict
+    run_threads(lambda: predict(1, 2))
     assert max(most) == 1 and len(most) == 8

@@ -1,4 +1,5 @@
 """Every notebook from top to bottom in a kernel of its own, as a reader runs it."""
+
 import os
 
 import pytest

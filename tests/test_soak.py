@@ -1,4 +1,5 @@
 """Long proofs, run by `make soak`: random kills, a full disk, a jumping clock, and thousands of odd inputs."""
+
 import os
 import random
 import shutil
@@ -34,7 +35,8 @@ def test_random_kills(toy, tmp_path, undisturbed):
     rng, kills, runs, out = random.Random(7), 0, 0, tmp_path / "run0"
     while kills < KILLS:
         process = start(toy, out, *TINY)
-        try: process.communicate(timeout=rng.uniform(0.05, 0.8) * seconds)
+        try:
+            process.communicate(timeout=rng.uniform(0.05, 0.8) * seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -52,10 +54,17 @@ def small_disk(tmp_path):
     """Mounts a file system of so many bytes, in memory; returns its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
+
     def mount(options, again=False):
-        p = subprocess.run(["mount", "-t", "tmpfs", "-o", ("remount," if again else "") + options, "none", str(folder)], capture_output=True, text=True)
-        if p.returncode: pytest.skip(f"file systems cannot be mounted here: {p.stderr.strip()}")
+        p = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", ("remount," if again else "") + options, "none", str(folder)],
+            capture_output=True,
+            text=True,
+        )
+        if p.returncode:
+            pytest.skip(f"file systems cannot be mounted here: {p.stderr.strip()}")
         return folder
+
     yield mount
     subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
@@ -69,7 +78,8 @@ def test_full_disk(toy, small_disk, undisturbed, size):
     if full:
         assert p.returncode == 2 and "full" in p.stderr and "Traceback" not in p.stderr, p.stderr[-2000:]
         assert not list(out.rglob("*.tmp")) and not (out / "metrics.json").exists()
-        for manifest in out.rglob(MANIFEST): check_manifest(manifest.parent)
+        for manifest in out.rglob(MANIFEST):
+            check_manifest(manifest.parent)
     small_disk("size=200m", again=True)
     finish(start(toy, out, *TINY))
     assert content(out) == undisturbed[0]
@@ -92,7 +102,12 @@ if __name__ == "__main__": sys.exit(main(sys.argv[1:]))
 
 def test_the_clock_jumps(toy, tmp_path, undisturbed):
     (tmp_path / "jumps.py").write_text(JUMPS)
-    p = subprocess.run([sys.executable, tmp_path / "jumps.py", *command(toy, tmp_path / "out", *TINY, "--time-limit-hours", "1")[3:]], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    p = subprocess.run(
+        [sys.executable, tmp_path / "jumps.py", *command(toy, tmp_path / "out", *TINY, "--time-limit-hours", "1")[3:]],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert p.returncode == 0 and "left out" not in p.stdout, p.stdout + p.stderr
     assert content(tmp_path / "out") == undisturbed[0]
 
@@ -106,15 +121,20 @@ def test_workers_killed_by_the_system(toy, tmp_path, undisturbed):
     process = start(toy, out, *TINY, "--workers", "2", "--members", "lgbm,torch,keras")
     for line in process.stdout:
         lines.append(line)
-        if "step=2/" in line and hit < 2 and (found := beside(process)): found[0].kill(); hit += 1
-    assert process.wait() == 0 and hit == 2 and sum("was killed by the system" in s for s in lines) >= 1, "".join(lines[-30:])
+        if "step=2/" in line and hit < 2 and (found := beside(process)):
+            found[0].kill()
+            hit += 1
+    assert process.wait() == 0 and hit == 2 and sum("was killed by the system" in s for s in lines) >= 1, "".join(
+        lines[-30:]
+    )
     assert content(out) == undisturbed[0]
 
 
 def test_workers_die_with_their_parent(toy, tmp_path):
     process = start(toy, tmp_path / "out", "--members", "torch", "--workers", "2", "--epochs", "60")
     for line in process.stdout:
-        if "[Torch] fold=1 epoch=2/" in line: break
+        if "[Torch] fold=1 epoch=2/" in line:
+            break
     workers = beside(process)
     os.kill(process.pid, signal.SIGKILL)
     assert workers and psutil.wait_procs(workers, timeout=60)[1] == []
@@ -129,6 +149,7 @@ def test_two_runs_on_one_folder(toy, tmp_path):
 
 
 # ---------------------------------------------------------------- odd inputs, damage, long use
+
 
 @pytest.fixture(scope="module")
 def run(toy, tmp_path_factory):
@@ -157,13 +178,16 @@ def test_a_thousand_predictions_leave_nothing_open(run, tmp_path, exported):
     from gesture_nb.serving.predictor import load
 
     shutil.copytree(run, out := tmp_path / "out")
-    if exported: export_members(output_path=out)
+    if exported:
+        export_members(output_path=out)
     predictor, me, rng = load(out), psutil.Process(), np.random.default_rng(0)
     assert all((type(u[0]) in KINDS.values()) == exported for u in predictor.members.values())
     ask = lambda: predictor({c: rng.normal(size=40) for c in ("acc_x", "acc_y", "acc_z")})
-    for _ in range(50): ask()
+    for _ in range(50):
+        ask()
     before = me.num_fds(), me.num_threads(), me.memory_info().rss
-    for _ in range(1000): ask()
+    for _ in range(1000):
+        ask()
     assert me.num_fds() <= before[0] and me.num_threads() <= before[1] and me.memory_info().rss < before[2] + 60 * 2**20
 
 
@@ -183,9 +207,17 @@ def test_memory_of_predict_does_not_grow_with_the_file(tmp_path, kind):
     from gesture_nb.commands import simulate_folder
 
     out, peaks = tmp_path / "out", []
-    train_only(data="sim:60", members="lgbm,torch,rocket", folds=2, epochs=1, boosting_rounds=10, output_path=out, progress="lines")
+    train_only(
+        data="sim:60",
+        members="lgbm,torch,rocket",
+        folds=2,
+        epochs=1,
+        boosting_rounds=10,
+        output_path=out,
+        progress="lines",
+    )
     export_members(output_path=out)
-    for n in (4000, 8000):      # before, allocators have not seen all sizes yet
+    for n in (4000, 8000):  # before, allocators have not seen all sizes yet
         simulate_folder(tmp_path / f"{n}", 20, n, progress="lines")
         file, to = tmp_path / f"{n}" / "test.csv", tmp_path / f"{n}.parquet"
         if kind == "parquet":
@@ -203,15 +235,18 @@ def test_many_flipped_bytes(run):
     for manifest in sorted(run.rglob(MANIFEST)):
         for path in [manifest, *(manifest.parent / n for n in read_json(manifest)["files"])]:
             for _ in flipped(path, int(os.environ.get("FLIPS", "100"))):
-                with pytest.raises(DamagedError, match=path.name): check_manifest(manifest.parent)
+                with pytest.raises(DamagedError, match=path.name):
+                    check_manifest(manifest.parent)
 
 
 def open_files(pid):
     """Open files of a process, without the memory of batches that are on their way from workers."""
     count = 0
     for fd in Path(f"/proc/{pid}/fd").iterdir():
-        try: count += not os.readlink(fd).startswith("/dev/shm/torch_")
-        except FileNotFoundError: pass    # closed meanwhile
+        try:
+            count += not os.readlink(fd).startswith("/dev/shm/torch_")
+        except FileNotFoundError:
+            pass  # closed meanwhile
     return count
 
 
@@ -221,7 +256,10 @@ def test_memory_of_a_hundred_epochs_is_flat(toy, tmp_path, member, workers):
     for line in process.stdout:
         if " fold=1 epoch=" in line and "step=1/" in line:
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            seen[int(line.split("epoch=")[1].split("/")[0])] = sum(p.memory_info().rss for p in family) / 2**20, open_files(process.pid)
+            seen[int(line.split("epoch=")[1].split("/")[0])] = (
+                sum(p.memory_info().rss for p in family) / 2**20,
+                open_files(process.pid),
+            )
     assert process.wait() == 0
     (early, files), (late, files_late) = seen[20], seen[100]
     assert late < early + 30 and files_late <= files, seen

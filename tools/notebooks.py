@@ -1,21 +1,26 @@
-"""What is done to notebooks: export them, build README.md from the index, run them, and see that all of it is committed.
+"""What is done to notebooks: export them, build README.md from the index, run them, see that all of it is committed.
 
-    python tools/notebooks.py export   # after editing: clean, export, README
-    python tools/notebooks.py drift    # fails if the package, the README or an unclean notebook differs from what is committed
-    python tools/notebooks.py test     # nbdev_test, with a heartbeat
+python tools/notebooks.py export   # after editing: clean, export, README
+python tools/notebooks.py drift    # fails if the package, the README or an unclean notebook is not what it should be
+python tools/notebooks.py test     # nbdev_test, with a heartbeat
 """
+
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+MULTI_LINE_IMPORT = re.compile(r"(?m)^from (gesture_nb\.[\w.]+) import \($")
 
 
 def nbdev(command, *arguments, cwd=ROOT, **environ):
@@ -23,7 +28,7 @@ def nbdev(command, *arguments, cwd=ROOT, **environ):
 
 
 def readme_text(index):
-    """The index notebook as Markdown: prose as it is, shown code in fences, its kept text output below."""
+    """The index notebook as Markdown: prose as it is, code in fences unless it is hidden, its kept output below."""
     parts = []
     for cell in json.loads(Path(index).read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).strip()
@@ -32,18 +37,53 @@ def readme_text(index):
         if cell["cell_type"] == "markdown":
             parts.append(source.replace("](images/", "](nbs/images/"))
             continue
-        shown = "\n".join(s for s in source.splitlines() if not s.startswith("#|"))
-        parts.append(f"```python\n{shown}\n```")
+        if "#| echo: false" not in source:
+            shown = "\n".join(s for s in source.splitlines() if not s.startswith("#|"))
+            parts.append(f"```python\n{shown}\n```")
         for output in cell.get("outputs", []):
-            text = "".join(output.get("text", output.get("data", {}).get("text/plain", []))).rstrip()
+            data = output.get("data", {})
+            if "text/markdown" in data:
+                parts.append("".join(data["text/markdown"]).rstrip())
+                continue
+            text = "".join(output.get("text", data.get("text/plain", []))).rstrip()
             if text:
                 parts.append("\n".join("    " + s for s in text.splitlines()))
     return "\n\n".join(parts) + "\n"
 
 
+def tidy_modules(root):
+    """What nbdev leaves undone: imports over several lines made relative, imports sorted, `__all__` wrapped at 120."""
+    for path in (root / "gesture_nb").rglob("*.py"):
+        if path.name == "_modidx.py":
+            continue
+        package = path.relative_to(root).parent.parts
+        text = path.read_text(encoding="utf-8")
+        tidy = MULTI_LINE_IMPORT.sub(partial(relative_import, package=package), text)
+        tidy = re.sub(r"(?ms)^__all__ = \[(.*?)\]$", wrapped_all, tidy)
+        if tidy != text:
+            path.write_text(tidy, encoding="utf-8")
+    command = [str(BIN / "ruff"), "check", "--quiet", "--select", "I", "--fix", "--exit-zero", "gesture_nb"]
+    subprocess.run(command, cwd=root, check=True)
+
+
+def relative_import(match, package):
+    """The first line of an import as a module of the package with these `package` parts writes it."""
+    parts = match[1].split(".")
+    same = 0
+    while same < min(len(parts), len(package)) and parts[same] == package[same]:
+        same += 1
+    return f"from {'.' * (len(package) - same + 1)}{'.'.join(parts[same:])} import ("
+
+
+def wrapped_all(match):
+    names = " ".join(match[1].split())
+    return textwrap.fill(f"__all__ = [{names}]", 119, subsequent_indent=" " * 11, break_long_words=False)
+
+
 def export(root=ROOT):
     nbdev("nbdev_clean", cwd=root)
     nbdev("nbdev_export", cwd=root)
+    tidy_modules(root)
     (root / "README.md").write_text(readme_text(root / "nbs" / "index.ipynb"), encoding="utf-8")
 
 
@@ -51,8 +91,8 @@ def generated(root):
     """Everything that comes from the notebooks, and the notebooks themselves."""
     paths = [p for d in ("nbs", "gesture_nb") for p in sorted((root / d).rglob("*"))]
     keep = {".ipynb", ".py"}
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in [*paths, root / "README.md"]
-            if p.is_file() and (p.suffix in keep or p.name == "README.md") and ".ipynb_checkpoints" not in p.parts}
+    files = [p for p in [*paths, root / "README.md"] if p.is_file() and ".ipynb_checkpoints" not in p.parts]
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in files if p.suffix in keep or p.name == "README.md"}
 
 
 def drift():
@@ -66,7 +106,10 @@ def drift():
         before, after = generated(ROOT), generated(copy)
     names = sorted(n for n in before.keys() | after.keys() if before.get(n) != after.get(n))
     if names:
-        sys.exit("drift: these differ from what the notebooks give: " + ", ".join(names) + ". Run `make notebooks` and commit the result.")
+        sys.exit(
+            f"drift: these differ from what the notebooks give: {', '.join(names)}. "
+            "Run `make notebooks` and commit the result."
+        )
     print(f"drift: {len(before)} files are what the notebooks give", flush=True)
 
 
@@ -80,7 +123,8 @@ def test():
     threading.Thread(target=beat, daemon=True).start()
     nbdev("nbdev_test", "--n_workers", "2", "--do_print", PROGRESS="lines")
     done.set()
-    count = len([p for p in (ROOT / "nbs").rglob("*.ipynb") if not p.name.startswith(("_", ".")) and ".ipynb_checkpoints" not in p.parts])
+    notebooks = [p for p in (ROOT / "nbs").rglob("*.ipynb") if not p.name.startswith(("_", "."))]
+    count = len([p for p in notebooks if ".ipynb_checkpoints" not in p.parts])
     print(f"nbdev_test: {count} notebooks passed in {time.monotonic() - start:.0f} s", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 Standard library only: it runs before anything is installed.
 """
+
 import hashlib
 import subprocess
 import sys
@@ -30,7 +31,11 @@ def stamp():
 
 
 def last_line(log):
-    lines = [s for s in log.read_text(errors="replace").splitlines() if s.strip() and "WARNING" not in s] if log.exists() else []
+    lines = (
+        [s for s in log.read_text(errors="replace").splitlines() if s.strip() and "WARNING" not in s]
+        if log.exists()
+        else []
+    )
     return lines[-1].strip()[:110] if lines else ""
 
 
@@ -59,13 +64,20 @@ def main():
     if mark.exists() and PYTHON.exists():
         return
     if sys.version_info < (3, 11):
-        sys.exit(f"setup: Python 3.11 or newer is needed, this is {sys.version.split()[0]}. Name another one: make PYTHON=python3.11 run")
+        sys.exit(
+            f"setup: Python 3.11 or newer is needed, this is {sys.version.split()[0]}. "
+            "Name another one: make PYTHON=python3.11 run"
+        )
     log = VENV / "setup.log"
     VENV.mkdir(exist_ok=True)
     if not PYTHON.exists():
         run("virtual environment in .venv", [sys.executable, "-m", "venv", str(VENV)], log)
     for what, arguments in STEPS:
-        run(what, [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", *arguments], log)
+        run(
+            what,
+            [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", *arguments],
+            log,
+        )
     for old in VENV.glob(".installed-*"):
         old.unlink()
     mark.touch()

@@ -1,4 +1,5 @@
-"""The stand-in's gateway: asks for every sequence once, in a new random order, and writes the submission into the working folder.
+"""The stand-in's gateway: hands out every sequence once, in a new random order, and writes the submission into the
+working folder.
 
     python -m kaggle_evaluation.cmi_gateway test.csv test_demographics.csv
 """
@@ -55,9 +56,11 @@ class CMIGateway:
                 times.append(time.monotonic() - began)
             if stop:
                 call(packed("stop"))
-        pl.DataFrame(rows, schema=["sequence_id", "gesture"], orient="row").write_parquet(Path("submission.parquet"))
+        submission = pl.DataFrame(rows, schema=["sequence_id", "gesture"], orient="row")
+        submission.write_parquet(Path("submission.parquet"))
         middle = sorted(times[2:])[len(times) // 2 - 1] if len(times) > 3 else times[-1]
-        print(f"gateway: {len(rows)} answers; waited {times[0]:.1f} s for the server, {times[1]:.1f} s for the first answer, {1000 * middle:.0f} ms for a middling one", flush=True)
+        waits = f"waited {times[0]:.1f} s for the server, {times[1]:.1f} s for the first answer"
+        print(f"gateway: {len(rows)} answers; {waits}, {1000 * middle:.0f} ms for a middling one", flush=True)
 
 
 if __name__ == "__main__":

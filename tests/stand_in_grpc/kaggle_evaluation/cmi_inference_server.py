@@ -1,11 +1,10 @@
-"""A stand-in for the competition's server that talks gRPC: the same class and method names, one worker thread that is not the main one."""
+"""A stand-in for the competition's server that talks gRPC: the same class and method names, one worker thread."""
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
 from kaggle_evaluation.cmi_gateway import METHOD, PORT, CMIGateway, unpacked
-
 
 class CMIInferenceServer(grpc.GenericRpcHandler):
     def __init__(self, *endpoints):
@@ -20,13 +19,14 @@ class CMIInferenceServer(grpc.GenericRpcHandler):
         if name == "stop":
             self.server.stop(0.2)
             return b""
-        said = self.endpoints[name](*frames)
-        if type(said) is not str:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{name} must return a string, not {type(said)}")
-        return said.encode()
+        label = self.endpoints[name](*frames)
+        if type(label) is not str:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{name} must return a string, not {type(label)}")
+        return label.encode()
 
     def listen(self):
-        self.server = grpc.server(ThreadPoolExecutor(1), (self,), options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)])
+        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self.server = grpc.server(ThreadPoolExecutor(1), (self,), options=unlimited)
         if not self.server.add_insecure_port(f"127.0.0.1:{PORT}"):
             raise RuntimeError(f"port {PORT} is taken")
         self.server.start()

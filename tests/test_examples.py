@@ -1,0 +1,86 @@
+"""The examples run as they stand, each in a process and a folder of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PROGRESS": "lines"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_there_are_examples_and_a_member_fits_on_a_page():
+    assert {p.stem for p in EXAMPLES} >= {"fifth_member", "new_sensor"}
+    assert len((ROOT / "examples" / "fifth_member.py").read_text().splitlines()) <= 60
+
+
+def test_the_fifth_member_goes_all_the_way(toy, tmp_path):
+    """Trains beside another member, is interrupted and resumed, blended, reported, predicts and is served; in a process
+    of its own, since registering it would change this one."""
+    script = tmp_path / "go.py"
+    script.write_text(STORY.format(examples=str(ROOT / "examples"), toy=str(toy)))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PROGRESS": "lines"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("all the way"), (
+        done.stdout[-2000:] + done.stderr[-3000:]
+    )
+
+
+STORY = """
+import sys
+sys.path.insert(0, {examples!r})
+import numpy as np
+import fifth_member
+import gesture_nb as gn
+from gesture_nb.data.sequences import take
+from gesture_nb.serving.gateway import local_gateway
+from gesture_nb.training import units
+
+settings = dict(members=("lgbm", "hist"), folds=2, boosting_rounds=8, progress="lines")
+real, calls = units.train_unit, []
+def interrupted(dataset, settings, unit, *rest, **more):
+    calls.append(str(unit))
+    if len(calls) == 4: raise KeyboardInterrupt
+    return real(dataset, settings, unit, *rest, **more)
+units.train_unit = interrupted
+try: gn.train({toy!r}, "run", **settings)
+except KeyboardInterrupt: pass
+units.train_unit = real
+run = gn.train({toy!r}, "run", **settings)
+assert calls == ["lgbm fold 1", "lgbm fold 2", "hist fold 1", "hist fold 2"], calls
+assert "hist fold 1: finished before" in " ".join(run.log()["text"].dropna())
+assert set(run.metrics["members"]) == {{"lgbm", "hist"}} and run.metrics["members"]["hist"]["accuracy"] > 0.8
+assert run.config["settings"]["members"] == ["lgbm", "hist"] and "scikit-learn" in run.config["versions"]
+assert "hist.version" in str(run.config) or any((run.folder / "members" / "hist").glob("fold*/manifest.json"))
+assert "hist" in run.report().read_text() and run.predictions("hist").shape == run.predictions().shape
+table = gn.read_recordings({toy!r})
+predictor = gn.load("run")
+assert set(predictor.members) == {{"lgbm", "hist"}}
+fold = run.predictions()["fold"].to_numpy()
+served = local_gateway(gn.load("run", 1), take(table, np.flatnonzero(fold == 1)), None, "served.parquet", run.classes)
+assert len(served["gesture"]) == (fold == 1).sum()
+without = gn.train({toy!r}, "other", **settings | {{"w_hist": 0}})
+assert set(without.metrics["members"]) == {{"lgbm"}} and not list((without.folder / "members").glob("hist"))
+print("all the way")
+"""

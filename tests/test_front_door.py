@@ -1,0 +1,169 @@
+"""`import gesture_nb as gn`: quick, silent, complete in help and completion; runs, frames and sinks go through it."""
+
+import inspect
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import gesture_nb as gn
+from gesture_nb.config import UserError, setting_fields
+from gesture_nb.sinks import Sink
+
+NAMES = {"GestureClassifier", "Run", "Settings", "load", "main", "read_recordings"}
+NAMES |= {"register_member", "register_sensor", "register_sink", "train"}
+QUICK = {"members": "lgbm", "folds": 2, "boosting_rounds": 5, "progress": "lines"}
+
+
+@pytest.fixture(scope="module")
+def run(toy, tmp_path_factory):
+    return gn.train(toy, tmp_path_factory.mktemp("front") / "run", **QUICK)
+
+
+def test_dir_shows_what_people_call_and_no_others():
+    assert set(dir(gn)) == NAMES
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        gn.fit  # noqa: B018
+
+
+def test_every_name_is_there_and_documented():
+    for name in NAMES:
+        assert inspect.getdoc(getattr(gn, name)), name
+    assert (ROOT / "gesture_nb" / "py.typed").exists()
+
+
+def test_editors_see_the_names():
+    text = (ROOT / "gesture_nb" / "__init__.py").read_text()
+    block = text.split("if TYPE_CHECKING:")[1]
+    assert all(f" {name}" in block for name in NAMES)
+
+
+def test_the_version_is_that_of_the_settings():
+    assert f"version = {gn.__version__}\n" in (ROOT / "settings.ini").read_text()
+
+
+def test_importing_is_silent_and_loads_nothing(tmp_path):
+    code = (
+        "import sys, gesture_nb; dir(gesture_nb); print(sorted(m for m in sys.modules if m.startswith('gesture_nb.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]" and done.stderr == ""
+
+
+def test_help_and_completion_show_every_setting():
+    for _ in range(2):  # looking twice must not lose any
+        signature = inspect.signature(gn.train)
+        wanted = set(setting_fields()) - {"output_path"}
+        assert wanted <= set(signature.parameters)
+        assert signature.parameters["folds"].default == 5
+    text = inspect.getdoc(gn.train)
+    for name, field in setting_fields().items():
+        if name not in ("data", "output_path"):
+            assert f"{name} : default {field.default!r}" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_registered_member_appears_in_help():
+    from gesture_nb.registry import MEMBERS, Entry
+
+    MEMBERS.register("extra", Entry("nowhere:Extra", "an extra one"))
+    try:
+        assert "w_extra" in inspect.signature(gn.train).parameters and "w_extra : default None" in inspect.getdoc(
+            gn.train
+        )
+    finally:
+        MEMBERS.unregister("extra")
+    assert "w_extra" not in inspect.signature(gn.train).parameters
+
+
+def test_a_run_and_what_it_knows(run):
+    import pandas as pd
+
+    assert run.metrics["ensemble"]["accuracy"] > 0.5 and run.classes == ("hold", "shake", "wave")
+    frame = run.predictions()
+    assert isinstance(frame, pd.DataFrame) and len(frame) == 60
+    assert list(frame.columns[:5]) == ["sequence_id", "subject", "fold", "gesture", "pred"]
+    probs = frame[[f"p_{c}" for c in run.classes]].to_numpy()
+    assert np.allclose(probs.sum(1), 1, atol=1e-5)
+    assert np.array_equal(probs, np.array(_column(run, "p_ensemble"), np.float32))
+    assert run.predictions("lgbm").shape == frame.shape
+    with pytest.raises(UserError, match="it has lgbm, ensemble"):
+        run.predictions("torch")
+    assert run.report().read_text().startswith("<!doctype html>")
+    assert {"open", "close", "unit"} <= set(run.log()["kind"])
+    assert run.predictor(fold=1).classes == run.classes == gn.load(run.folder).classes
+    assert "accuracy" in repr(run)
+    for shown in (run, run.predictor(), gn.read_recordings("sim:3")):
+        assert "<table" in shown._repr_html_()
+
+
+def _column(run, name):
+    import pyarrow.parquet as pq
+
+    return pq.read_table(run.folder / "oof.parquet")[name].to_pylist()
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no finished run"):
+        gn.Run(tmp_path)
+
+
+def test_a_frame_trains_like_its_file(run, toy, tmp_path):
+    import pandas as pd
+
+    frame = pd.read_parquet(toy)
+    other = gn.train(frame, tmp_path / "run", **QUICK)
+    assert np.array_equal(_column(run, "p_ensemble"), _column(other, "p_ensemble"))
+    again = gn.train(frame, tmp_path / "run", **QUICK)
+    assert "finished before" in " ".join(again.log()["text"].dropna())
+    with pytest.raises(UserError, match="data was"):
+        gn.train(frame.assign(acc_x=frame.acc_x + 1), tmp_path / "run", **QUICK)
+    with pytest.raises(UserError, match="no frame"):
+        gn.train(42, tmp_path / "other", **QUICK)
+
+
+def test_recordings_from_files_and_frames_are_the_same(toy):
+    import pandas as pd
+    import polars as pl
+
+    table = gn.read_recordings(toy)
+    for source in (pd.read_parquet(toy), pl.read_parquet(toy), str(toy)):
+        other = gn.read_recordings(source)
+        assert np.array_equal(other.values, table.values) and np.array_equal(other.offsets, table.offsets)
+
+
+class Heard(Sink):
+    def __init__(self):
+        self.kinds = []
+
+    def on_event(self, event):
+        self.kinds.append(event["kind"])
+
+
+def test_sinks_are_handed_in_and_registered(toy, tmp_path):
+    from gesture_nb.registry import SINKS
+
+    mine, everywhere = Heard(), Heard()
+    gn.register_sink("heard", lambda settings, folder: everywhere)
+    try:
+        gn.train(toy, tmp_path / "run", sinks=[mine], **QUICK)
+    finally:
+        SINKS.unregister("heard")
+    assert mine.kinds == everywhere.kinds and {"open", "unit", "close"} <= set(mine.kinds)
+
+
+def test_a_stop_signal_from_outside_ends_a_training(toy, tmp_path):
+    """As a cancel button does: another thread requests it, the state is kept, the same call goes on."""
+    import threading
+
+    from gesture_nb.control import StopSignal
+
+    stop, settings = StopSignal(), dict(members="torch", folds=2, epochs=30, batch_size=16, progress="lines")
+    stopper = threading.Thread(target=lambda: [None for _ in iter(stop.request, True)], daemon=True)
+    stopper.start()
+    with pytest.raises(KeyboardInterrupt):
+        gn.train(toy, tmp_path / "run", stop=stop, **settings)
+    stopper.join()
+    assert list((tmp_path / "run" / "members" / "torch" / "fold0" / "checkpoint").glob("state-*"))
