@@ -34,10 +34,10 @@ class HistMember(Member):
     def hyperparameters(self, train: Batch) -> dict:
         return {"max_iter": self.settings.boosting_rounds or 60, "max_leaf_nodes": 15, "min_samples_leaf": 5}
     def fit(self, train: Batch, *, inner_split, reporter=None, checkpoint=None, stop=None) -> dict:
-        from sklearn.ensemble import HistGradientBoostingClassifier
+        from sklearn.ensemble import HistGradientBoostingClassifier as Boosting
         x, self.names = train.summary()
-        settings = self.hyperparameters(train) | {"random_state": derive_seed(self.seed, self.fold)}
-        model = HistGradientBoostingClassifier(**settings).fit(x, train.y)
+        x = np.where(np.isnan(x).all(0), 0, x)   # scikit-learn 1.9 refuses columns without any reading
+        model = Boosting(random_state=derive_seed(self.seed, self.fold), **self.hyperparameters(train)).fit(x, train.y)
         self.classes, self.trees = len(train.classes), tree_arrays(model)
         return {"rounds": model.n_iter_}
     def predict_outputs(self, batch: Batch) -> Outputs:
@@ -56,5 +56,5 @@ class HistMember(Member):
         member.trees = read_arrays(folder / "trees.safetensors")
         return member
 if __name__ == "__main__":
-    print(gn.train("spar", out="out_fifth_member", members=("lgbm", "hist"), boosting_rounds=10))
-    print(gn.load("out_fifth_member").table_proba(gn.read_recordings("spar")).argmax(1)[:20])
+    run = gn.train("sim:240", out="out_fifth_member", members=("lgbm", "hist"), folds=3, boosting_rounds=30)
+    print(run, run.predictor().table_proba(gn.read_recordings("sim:5:1")).argmax(1))

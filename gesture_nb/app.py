@@ -9,7 +9,7 @@ __all__ = ['score_lines', 'served_lines', 'scores_html', 'Outcome', 'may_train',
 
 # %% ../nbs/85_app.ipynb #2ce57a17
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +28,7 @@ from .schema import GESTURES
 from .serving.compiled import is_exported
 from .serving.export import export_run
 from .serving.gateway import competition_server, listen, local_gateway
-from .serving.predictor import load, read_blend
+from .serving.predictor import Predictor, load, read_blend
 from .session import Session, in_worker, session
 from .show import signals
 from .training.blend import with_fixed
@@ -38,41 +38,50 @@ from .training.results import read_oof
 from .training.run import train
 
 # %% ../nbs/85_app.ipynb #05834449
+def _score_rows(metrics: dict) -> list[tuple[str, ...]]:
+    "The cells of the table of scores, its head first: member, scores, seconds."
+    titles = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+    if "score" in metrics["ensemble"]: titles["score"] = "score"   # the competition's
+    rows = [("member", *titles.values(), "seconds")]
+    for name, entry in [*metrics["members"].items(), ("ensemble", metrics["ensemble"])]:
+        rows.append((name, *(f"{entry[metric]:.3f}" for metric in titles), f"{entry['seconds']:.0f}"))
+    return rows
+
 def score_lines(metrics: dict) -> list[str]:
     "The table at the end of a run, from `metrics.json`: accuracy, macro F1, the competition's score where it applies."
-    has_score = "score" in metrics["ensemble"]
-    columns = ["accuracy", "macro_f1", *(["score"] if has_score else [])]
-    titles = {"accuracy": "accuracy", "macro_f1": "macro F1", "score": "score"}
-    head = f"{'member':<10}" + "".join(f"{titles[c]:>10}" for c in columns) + f"{'seconds':>9}"
-    lines = [head]
-    for name, row in [*metrics["members"].items(), ("ensemble", metrics["ensemble"])]:
-        lines.append(f"{name:<10}" + "".join(f"{row[c]:>10.3f}" for c in columns) + f"{row['seconds']:>9.0f}")
+    lines = []
+    for member, *values, seconds in _score_rows(metrics):
+        lines.append(f"{member:<10}" + "".join(f"{value:>10}" for value in values) + f"{seconds:>9}")
     return lines
 
 def served_lines(served: dict | None) -> list[str]:
-    "One line about the people that were served, if some were."
+    "One line about the people who were served; none if nobody was."
     if not served: return []
-    return [f"Served {served['sequences']} sequences of {served['subjects']} people unknown to the answering members: "
+    return [f"Served {served['sequences']} sequences of {served['subjects']} people whom the members had never seen: "
             f"accuracy {served['accuracy']:.3f}, macro F1 {served['macro_f1']:.3f}"]
 
 # %% ../nbs/85_app.ipynb #a70f82d6
 def scores_html(metrics: dict) -> str:
-    "The same table for a notebook."
-    head, *rows = score_lines(metrics)
-    titles = ["member", *head[10:].replace("macro F1", "macro-F1").split()]
-    cells = [[row[:10].strip(), *row[10:].split()] for row in rows]
-    def line(tag: str, values: list[str]) -> str:
-        return "<tr>" + "".join(f"<{tag} style='text-align:right'>{escape(v)}</{tag}>" for v in values) + "</tr>"
-    body = "".join(line("td", row) for row in cells)
-    return f"<table>{line('th', [t.replace('-', ' ') for t in titles])}{body}</table>"
+    "The same table as HTML."
+    head, *rows = _score_rows(metrics)
+    def line(tag: str, cells: tuple[str, ...]) -> str:
+        return "<tr>" + "".join(f"<{tag} style='text-align:right'>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    body = "".join(line("td", cells) for cells in rows)
+    return f"<table>{line('th', head)}{body}</table>"
 
 # %% ../nbs/85_app.ipynb #4d8c5d5f
 @dataclass(frozen=True)
 class Outcome:
-    "What `main()` came to, and where it lies."
+    "The result of `main()`: scores, and the folder that has everything else."
     folder: Path
     metrics: dict               # the content of metrics.json
-    served: dict | None = None  # the score of the people that were served, if their labels are known
+    served: dict | None = None  # scores of the people who were served, if their labels are known
+    predictors: dict[int, Predictor] = field(default_factory=dict, repr=False, compare=False)  # by held-out fold
+
+    def predictor(self, fold: int) -> Predictor:
+        "The members that never saw the people of a fold; loaded once."
+        if fold not in self.predictors: self.predictors[fold] = load(self.folder, fold)
+        return self.predictors[fold]
 
     def __repr__(self) -> str:
         files = f"Everything is in {self.folder}: report.html, metrics.json, oof.parquet, submission.parquet, members/"
@@ -84,7 +93,7 @@ class Outcome:
 
 # %% ../nbs/85_app.ipynb #45841954
 def may_train(settings: Settings) -> bool:
-    "False where training is switched off; raises `UserError` if it is and members of the blend are missing."
+    "False if the settings forbid training; raises `UserError` if they do and members of the blend are missing."
     if settings.run_any_training is not False: return True
     out = settings.output_path
     check_results(out)
@@ -120,11 +129,12 @@ def train_only(sinks: tuple = (), stop=None, **overrides) -> Outcome | None:
         return outcome
 
 # %% ../nbs/85_app.ipynb #7c1be866
-def serve_fold(settings: Settings, dataset, reporter: Reporter, fold: int = 0) -> dict:
-    "Writes `submission.parquet` for the sequences of a fold and returns the score of its labels."
+def serve_fold(settings: Settings, dataset, predictor: Predictor, reporter: Reporter, fold: int = 0) -> dict:
+    """Writes `submission.parquet` for the sequences of a fold; returns the content of `served.json`: scores and counts.
+
+    `predictor` must be that of the fold: members that never saw its people."""
     rows = np.flatnonzero(dataset.fold == fold)
     held_out = take(dataset.table, rows)
-    predictor = load(settings.output_path, fold, reporter, fixed_weights(settings))
     served = local_gateway(predictor, held_out, None, settings.output_path / "submission.parquet", dataset.classes,
                            seed=settings.seed, reporter=reporter)
     label_of = dict(zip(served["sequence_id"], served["gesture"]))
@@ -143,7 +153,7 @@ def _same_sequences(out: Path, dataset) -> bool:
 
 # %% ../nbs/85_app.ipynb #84579578
 def check_same_data(settings: Settings, dataset):
-    "`dataset` itself, or a `UserError` if the finished run in the folder was made of other data."
+    "`dataset` itself; a `UserError` if the finished run in the output folder was made of other data or folds."
     out = settings.output_path
     config, known = read_json(out / "config.json"), read_json(out / "metrics.json")["classes"]
     if unknown := sorted(set(dataset.classes) - set(known)):
@@ -168,10 +178,10 @@ def competition_folder(settings: Settings) -> Path | None:
 
 # %% ../nbs/85_app.ipynb #08f63642
 def export_if_new(settings: Settings, reporter: Reporter) -> None:
-    "Exports members that were not exported yet, where ONNX is installed: they answer many times as fast."
+    "Exports members that were not exported yet, where ONNX is installed: they predict many times as fast."
     if is_exported(settings.output_path) or not (find_spec("onnx") and find_spec("onnxruntime")): return
     try: export_run(settings.output_path, reporter)
-    except UserError as e: reporter.say(f"The members were not exported, and answer fold by fold: {e}")
+    except UserError as e: reporter.say(f"The members were not exported, and are served fold by fold: {e}")
 
 def trained_predictor(work: Session):
     "The run's `Predictor`, after training what is missing if that is allowed."
@@ -183,7 +193,7 @@ def trained_predictor(work: Session):
 
 # %% ../nbs/85_app.ipynb #12bbdba3
 def serve_competition(work: Session) -> None:
-    "Hands the competition's server a function that loads the run at its first call. Blocks while the gateway asks."
+    "Hands the competition's server a function that loads the run at its first call. Blocks until the gateway is done."
     settings, reporter, _ = work
     may_train(settings)
     predict = listen(lambda: trained_predictor(work), GESTURES, reporter=reporter)
@@ -192,7 +202,7 @@ def serve_competition(work: Session) -> None:
 
 # %% ../nbs/85_app.ipynb #70f1bd99
 def serve(**overrides) -> None:
-    "What `gesture-nb serve` does: answer the competition's gateway, or a local one over the folder's test file."
+    "What `gesture-nb serve` does: serves the competition's gateway, or a local one over the folder's test file."
     if in_worker(): return
     with session(**overrides) as work:
         if not on_rerun() and competition_folder(work.settings) is None:
@@ -209,7 +219,7 @@ def export_members(**overrides) -> list[str]:
 
 # %% ../nbs/85_app.ipynb #ec54f9b2
 def _finish(work: Session) -> Outcome:
-    "A run whose gateway is a local one."
+    "Trains, reports and serves with a local gateway, away from the competition's rerun."
     settings, reporter, stop = work
     out, folder = settings.output_path, competition_folder(settings)
     if may_train(settings):
@@ -221,9 +231,10 @@ def _finish(work: Session) -> Outcome:
     if folder is not None:
         serve_competition(Session(with_settings(settings, run_any_training=False), reporter, stop))
         return Outcome(out, metrics)
-    served = serve_fold(settings, dataset, reporter)
+    predictor = load(out, 0, reporter, fixed_weights(settings))
+    served = serve_fold(settings, dataset, predictor, reporter)
     write_json(out / "served.json", served)
-    return Outcome(out, metrics, served)
+    return Outcome(out, metrics, served, {0: predictor})
 
 # %% ../nbs/85_app.ipynb #fa93d492
 def main(sinks: tuple = (), stop=None, **overrides) -> Outcome | None:
@@ -245,6 +256,6 @@ def picker(outcome: Outcome, fold: int = 0):
     its wearer."""
     settings = read_json(outcome.folder / "config.json")["settings"]
     table = take(read_table(settings["data"]), read_oof(outcome.folder)["fold"] == fold)
-    predictor = load(outcome.folder, fold)
+    predictor = outcome.predictor(fold)
     def probabilities(i: int): return predictor.classes, predictor.table_proba(slice_sequences(table, i, i + 1))[0]
     return pick(table, probabilities, lambda i: signals(table, i))

@@ -35,14 +35,14 @@ _DISK_ERRORS = {
 }
 
 def _disk_error(error: OSError, path: Path) -> UserError:
-    "What the operating system reported, as a sentence."
+    "The `UserError` for an error of the operating system."
     reason = _DISK_ERRORS.get(error.errno, error.strerror or str(error))
     return UserError(f"Cannot write {path}: {reason}. Nothing that was there before has been changed; "
                      "free some space or choose another folder with --out, then start again.")
 
 # %% ../nbs/52_artifacts.ipynb #8ef5283b
 def _temporary(path: Path) -> Path:
-    "A name beside `path` that says which process made it."
+    "A path beside `path` whose name includes the number of this process."
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 @contextmanager
@@ -71,7 +71,7 @@ def _json_text(value) -> str:
     return text + "\n"
 
 def _as_json(value) -> object:
-    "What is read back after `value` was written as JSON."
+    "`value` as it is after writing and reading it as JSON."
     return json.loads(json.dumps(value, default=_json_value))
 
 # %% ../nbs/52_artifacts.ipynb #ed44feaf
@@ -95,7 +95,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
     from safetensors.numpy import save
     contiguous = {name: np.ascontiguousarray(arrays[name]).reshape(np.shape(arrays[name])) for name in sorted(arrays)}
     data = save(contiguous)
-    with atomic_path(path) as tmp: tmp.write_bytes(data)   # Python's own writing says what is wrong with a disk
+    with atomic_path(path) as tmp: tmp.write_bytes(data)   # an `OSError` of Python says what is wrong with the disk
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     "The named arrays of a safetensors file, or a `UserError` that names it."
@@ -105,7 +105,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 # %% ../nbs/52_artifacts.ipynb #a7d1343e
 def sha256_file(path: str | Path, block: int = 1 << 22) -> str:
-    "SHA-256 of a file's bytes, in hexadecimal; it is read in blocks of so many bytes."
+    "SHA-256 of a file's bytes, in hexadecimal; the file is read in blocks of `block` bytes."
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         while data := f.read(block): digest.update(data)
@@ -127,7 +127,7 @@ def fingerprint(*parts) -> str:
 
 # %% ../nbs/52_artifacts.ipynb #ebb9111c
 class DamagedError(UserError):
-    "A file is not what was written; the message names it."
+    "A file differs from what was written; the message names it."
 
 def _sealed(body: dict) -> dict: return body | {"digest": fingerprint(body)}
 
@@ -136,7 +136,7 @@ def write_sealed(path: str | Path, body: dict) -> None:
     write_json(path, _sealed(_as_json(body)))
 
 def read_sealed(path: str | Path) -> dict:
-    "What `write_sealed` wrote. Raises `DamagedError` if a byte of it is another."
+    "The object that `write_sealed` wrote, without its digest. Raises `DamagedError` if a byte has changed."
     try:
         text = Path(path).read_bytes().decode()
         body = json.loads(text)
@@ -219,7 +219,7 @@ def atomic_folder(
 _TEMPORARY = re.compile(r"\.(\d+)-[0-9a-f]{8}(\.old)?\.tmp$")
 
 def _is_running(pid: int) -> bool:
-    "Is there a process of that number?"
+    "Whether there is a process of that number."
     try: os.kill(pid, 0)
     except ProcessLookupError: return False
     except OSError: return True
@@ -229,7 +229,7 @@ def _is_abandoned(path: Path) -> bool: return not _is_running(int(_TEMPORARY.sea
 
 def sweep(
     folder: str | Path,
-    alone: bool = False,  # nobody else writes there: remove those of living processes too
+    alone: bool = False,  # no other process writes there: remove files of running processes too
 ) -> list[str]:
     "Removes temporary files and folders in `folder` whose process is gone; returns their names."
     temporary = [path for path in Path(folder).glob(".*.tmp") if _TEMPORARY.search(path.name)]

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OWN_OPTIONS', 'add_settings', 'settings_from', 'run', 'train', 'serve', 'features', 'evaluate',
-           'predict', 'simulate', 'report', 'replay', 'export', 'kaggle', 'parser', 'with_command', 'main']
+           'predict', 'simulate', 'report', 'replay', 'export', 'kaggle', 'parser', 'with_command', 'import_modules',
+           'main']
 
 # %% ../nbs/89_cli.ipynb #ec8cf467
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from .config import UserError, setting_fields
 
 # %% ../nbs/89_cli.ipynb #e5190ab3
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    "Adds one option a setting, with its short name; former names are taken but not shown."
+    "Adds one option for each setting, with its short name; former names are accepted but not shown."
     for name, field in setting_fields().items():
         parser.add_argument(*field.options, dest=name, metavar=name.split("_")[-1].upper(), help=field.help)
         for former, option in zip(field.deprecated, field.deprecated_options):
@@ -23,7 +25,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def settings_from(args: argparse.Namespace) -> dict:
     "The settings that were given, by name."
-    names = {n for name, field in setting_fields().items() for n in (name, *field.deprecated)}
+    names = set()
+    for name, field in setting_fields().items(): names |= {name, *field.deprecated}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     restart = {"run_any_training": True, "resume": False} if getattr(args, "restart", False) else {}
     return given | restart
@@ -40,7 +43,7 @@ def train(args):
     train_only(**settings_from(args))
 
 def serve(args):
-    "Answer the competition's gateway, or a local one."
+    "Serve the competition's gateway, or a local one."
     from gesture_nb.app import serve
     serve(**settings_from(args))
 
@@ -72,7 +75,7 @@ def report(args):
     report_again(**settings_from(args))
 
 def replay(args):
-    "Print a run's log again."
+    "Print a timeline of a run from its log."
     from gesture_nb.commands import replay_log
     replay_log(**settings_from(args))
 
@@ -94,34 +97,34 @@ def _count(text: str) -> int:
     if number < 1: raise argparse.ArgumentTypeError("must be at least 1")
     return number
 
-def _restart_option(p):
-    p.add_argument("--restart", action="store_true",
-                   help="train everything again from the start; what is finished stays until it is replaced")
+def _restart_option(parser):
+    parser.add_argument("--restart", action="store_true",
+                        help="train everything again from the start; what is finished stays until it is replaced")
 
-def _features_options(p):
-    p.add_argument("--verify", action="store_true",
-                   help="compare full checksums of what is kept, and compute again what is damaged")
+def _features_options(parser):
+    parser.add_argument("--verify", action="store_true",
+                        help="compare full checksums of stored features, and compute damaged ones again")
 
-def _predict_options(p): p.add_argument("--to", default="predictions.parquet", help="the file to write")
+def _predict_options(parser): parser.add_argument("--to", default="predictions.parquet", help="the file to write")
 
-def _evaluate_options(p):
-    p.add_argument("--ablate", nargs="?", const="all", metavar="COMPONENTS",
-                   help="also train again without each component, or without those named (mixup,ema,…), "
+def _evaluate_options(parser):
+    parser.add_argument("--ablate", nargs="?", const="all", metavar="COMPONENTS",
+                        help="also train again without each component, or without those named (mixup,ema,…), "
                         "and say what it is worth")
 
 # %% ../nbs/89_cli.ipynb #d1b35236
-def _simulate_options(p):
-    p.add_argument("--to", required=True, help="the folder to write")
-    p.add_argument("--sequences", type=_count, default=8151, help="training sequences")
-    p.add_argument("--test-sequences", type=_count, default=500, help="test sequences")
+def _simulate_options(parser):
+    parser.add_argument("--to", required=True, help="the folder to write")
+    parser.add_argument("--sequences", type=_count, default=8151, help="training sequences")
+    parser.add_argument("--test-sequences", type=_count, default=500, help="test sequences")
 
-def _kaggle_options(p):
-    p.add_argument("--to", required=True, help="the folder to write")
-    p.add_argument("--user", default="me", help="your Kaggle user name")
-    p.add_argument("--mode", choices=("serve", "train"), default="serve",
-                   help="serve the run's members, or train on Kaggle")
-    p.add_argument("--python", default="3.12", help="the version of Python there")
-    p.add_argument("--wheels", help="a folder of wheels to attach, instead of asking the package index")
+def _kaggle_options(parser):
+    parser.add_argument("--to", required=True, help="the folder to write")
+    parser.add_argument("--user", default="me", help="your Kaggle user name")
+    parser.add_argument("--mode", choices=("serve", "train"), default="serve",
+                        help="serve the run's members, or train on Kaggle")
+    parser.add_argument("--python", default="3.12", help="the version of Python there")
+    parser.add_argument("--wheels", help="a folder of wheels to attach, instead of asking the package index")
 
 # %% ../nbs/89_cli.ipynb #821f7254
 COMMANDS = {"run": run, "train": train, "evaluate": evaluate, "predict": predict, "serve": serve, "features": features,
@@ -135,12 +138,14 @@ def parser() -> argparse.ArgumentParser:
     "The whole command line."
     top = argparse.ArgumentParser("gesture-nb", allow_abbrev=False,
                                   description="Hand gestures from wrist sensors: train, evaluate, report, serve.")
+    top.add_argument("--import", metavar="MODULE", action="append",
+                     help="a module that registers members, sensors, sinks or decision rules")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, act in COMMANDS.items():
-        p = commands.add_parser(name, help=act.__doc__, description=act.__doc__, allow_abbrev=False)
-        p.set_defaults(act=act)
-        add_settings(p)
-        if name in OWN_OPTIONS: OWN_OPTIONS[name](p)
+    for name, function in COMMANDS.items():
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__, allow_abbrev=False)
+        command.set_defaults(function=function)
+        add_settings(command)
+        if name in OWN_OPTIONS: OWN_OPTIONS[name](command)
     return top
 
 # %% ../nbs/89_cli.ipynb #84bf1b1c
@@ -149,11 +154,25 @@ def with_command(argv: list[str]) -> list[str]:
     argv = list(argv)
     return argv if argv and (not argv[0].startswith("-") or argv[0] in ("-h", "--help")) else ["run", *argv]
 
+# %% ../nbs/89_cli.ipynb #8c69deb1
+def import_modules(argv: list[str]) -> list[str]:
+    "The arguments without `--import MODULE`, after importing the modules. `UserError` for one that cannot be imported."
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--import", dest="modules", action="append", default=[])
+    found, rest = first.parse_known_args(argv)
+    if found.modules and "" not in sys.path: sys.path.insert(0, "")
+    for name in found.modules:
+        try: import_module(name)
+        except ImportError as e: raise UserError(f"--import {name}: the module cannot be imported ({e}).") from None
+    return rest
+
 # %% ../nbs/89_cli.ipynb #cfc61015
 def main(argv: list[str] | None = None) -> int:
     "Runs one command, `run` if none is named; returns the exit code: 0 done, 2 wrong usage or input, 130 interrupted."
-    args = parser().parse_args(with_command(sys.argv[1:] if argv is None else argv))
-    try: args.act(args)
+    try:
+        argv = import_modules(sys.argv[1:] if argv is None else list(argv))
+        args = parser().parse_args(with_command(argv))
+        args.function(args)
     except UserError as e:
         print(f"gesture-nb: {e}", file=sys.stderr, flush=True)
         return 2

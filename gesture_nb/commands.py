@@ -26,14 +26,14 @@ from .data.stream import stream_sequences
 from .progress import Reporter
 from .report.dashboard import replay
 from .report.report import write_report
-from .serving.predictor import load, read_blend
+from .serving.predictor import check_channels, load, read_blend
 from .session import session
 from .training.dataset import features_of, load_dataset, store_folder
 from .training.results import list_column
 
 # %% ../nbs/86_commands.ipynb #503482f7
 def build_features(
-    verify: bool = False,    # compare full checksums of what is kept, instead of sizes and times
+    verify: bool = False,    # compare full checksums of stored features, instead of sizes and times
     **overrides,             # settings
 ):
     "What `gesture-nb features` does; returns the `FrameFeatures`."
@@ -51,7 +51,9 @@ def evaluate(ablations: str | None = None, **overrides) -> dict:
     ('all', or names parted by commas) are worth; writes and prints it. Returns the content of `evaluation.json`."""
     out = read_settings(**overrides).output_path
     with session(**run_settings(out, **overrides)) as (settings, reporter, stop):
-        blend, dataset = read_blend(out), check_same_data(settings, load_dataset(settings, reporter))
+        blend = read_blend(out)
+        check_channels(out, blend)
+        dataset = check_same_data(settings, load_dataset(settings, reporter))
         if ablations: select_components(ablations, components_of(dataset, settings))
         evaluation = evaluate_run(settings, dataset, blend, reporter)
         write_and_print(out, "evaluation", evaluation, evaluation_lines, reporter)
@@ -61,10 +63,10 @@ def evaluate(ablations: str | None = None, **overrides) -> dict:
         write_report(out)
         return evaluation
 
-def write_and_print(out: Path, name: str, table: dict, lines: Callable[[dict], list[str]], reporter: Reporter) -> None:
-    "Writes a table to `<name>.json`, with the digest of the run that it belongs to, and prints it."
-    write_json(out / f"{name}.json", {"of": read_json(out / "ensemble.json")["digest"], "found": table})
-    reporter.say("\n".join(lines(table)))
+def write_and_print(out: Path, name: str, found: dict, lines: Callable[[dict], list[str]], reporter: Reporter) -> None:
+    "Writes findings to `<name>.json`, with the digest of the run that they belong to, and prints them as a table."
+    write_json(out / f"{name}.json", {"of": read_json(out / "ensemble.json")["digest"], "found": found})
+    reporter.say("\n".join(lines(found)))
 
 # %% ../nbs/86_commands.ipynb #7166d19e
 class PredictedBlock(NamedTuple):
@@ -126,7 +128,7 @@ def simulate_folder(to: Path, sequences: int, test_sequences: int, **overrides) 
 
 # %% ../nbs/86_commands.ipynb #60236fc4
 def report_again(**overrides) -> Outcome:
-    "What `gesture-nb report` does: writes `report.html` of a finished run anew."
+    "What `gesture-nb report` does: writes `report.html` of a finished run again."
     settings = read_settings(**overrides)
     with Reporter(settings, settings.output_path) as reporter:
         path = write_report(settings.output_path)
@@ -135,6 +137,6 @@ def report_again(**overrides) -> Outcome:
     return outcome
 
 def replay_log(**overrides) -> None:
-    "What `gesture-nb replay` does: prints a run's log again."
+    "What `gesture-nb replay` does: prints a timeline of a run from its log."
     settings = read_settings(**overrides)
     with Reporter(settings) as reporter: reporter.say(str(replay(settings.output_path)))

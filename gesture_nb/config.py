@@ -22,7 +22,7 @@ from .registry import DEFAULT_MEMBERS
 # %% ../nbs/50_config.ipynb #e2bfa5c0
 @dataclass(frozen=True)
 class Parser:
-    "Turns text or a value into a checked value, or raises `ValueError`."
+    "Turns text or a value into a checked value. Raises `ValueError` for one that is not accepted."
     convert: Callable[[object], object]
     wants: str    # what is accepted, as the end of the sentence 'it must be …'
 
@@ -60,7 +60,7 @@ _flag = Parser(_to_bool, "1 or 0")
 
 # %% ../nbs/50_config.ipynb #b8a36502
 def _choice(*options: str) -> Parser:
-    "One of some words."
+    "One of the words `options`."
     def convert(value):
         if str(value) not in options: raise ValueError
         return str(value)
@@ -184,7 +184,7 @@ def _option(name: str) -> str: return "--" + name.replace("_", "-")
 # %% ../nbs/50_config.ipynb #7e06c1cf
 @dataclass(frozen=True)
 class SettingField:
-    "One setting, as command line, help and documentation need it."
+    "One setting with its names, for command line, help and documentation."
     name: str
     default: object
     help: str
@@ -224,11 +224,11 @@ def setting_fields() -> dict[str, SettingField]:
 
 # %% ../nbs/50_config.ipynb #3a6fad8f
 class _Given(NamedTuple):
-    "A setting as somebody gave it."
+    "The value of a setting, with the name it was given under."
     field: SettingField
     value: object
     written: str    # the name that was used: a variable, or a keyword
-    subject: str    # how an error sentence begins
+    subject: str    # start of an error sentence, 'The setting seed'
 
     @property
     def has_former_name(self) -> bool:
@@ -245,7 +245,7 @@ class _Given(NamedTuple):
 
 # %% ../nbs/50_config.ipynb #2c7b9d10
 def _from_environment(environ: Mapping[str, str]) -> list[_Given]:
-    "The settings among the environment variables; empty ones are as good as unset."
+    "The settings among the environment variables; empty ones count as unset."
     given = []
     for f in setting_fields().values():
         for variable in (f.variable, *f.deprecated_variables):
@@ -254,7 +254,7 @@ def _from_environment(environ: Mapping[str, str]) -> list[_Given]:
     return given
 
 def _from_keywords(keywords: Mapping[str, object]) -> list[_Given]:
-    "The settings among keyword arguments; None means that one was not given."
+    "The settings among keyword arguments; None counts as unset."
     given = []
     for key, value in keywords.items():
         f = _find_field(key)
@@ -313,7 +313,7 @@ COMPONENTS = {
 }
 
 def component_names() -> tuple[str, ...]:
-    "All that can be disabled: the components named here, and those that registered members name."
+    "Names of all components that can be disabled, those of registered members included."
     entries = [registry.MEMBERS.entry(name) for name in registry.MEMBERS.names()]
     of_members = [component for entry in entries for component in entry.components]
     return tuple(dict.fromkeys([*COMPONENTS, *of_members]))
@@ -334,7 +334,7 @@ def disable_components(
 
 # %% ../nbs/50_config.ipynb #ab20b5ed
 def fixed_weights(s: Settings) -> dict[str, float]:
-    "The weights that were set, by member; empty when all of them are to be found."
+    "The weights that were set, by member. Empty if all weights are to be found on out-of-fold probabilities."
     weights = {name: getattr(s, f"w_{name}") for name in registry.MEMBERS.names()}
     weights = {name: weight for name, weight in weights.items() if weight is not None}
     describes_all = s.members == DEFAULT_MEMBERS and set(weights) == {"lgbm", "torch", "keras"}

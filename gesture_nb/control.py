@@ -15,29 +15,29 @@ from contextlib import contextmanager
 
 # %% ../nbs/53_control.ipynb #a5c1899a
 class TimeUp(Exception):
-    "A training came to the time limit; what it could save is saved."
+    "A training reached the time limit; its state has been saved if it can be."
 
 # %% ../nbs/53_control.ipynb #838c7bfd
 class StopSignal:
-    "Asks a training to save its state and to end. Any thread may ask, and so may a signal handler."
+    "A request to save the state of a training and to stop. Any thread and any signal handler may make it."
     def __init__(
         self,
         deadline: float = math.inf,  # when trainings must end, on the clock of `time.monotonic()`
     ):
         self.deadline = deadline
-        self._asked = False
+        self._requested = False
         self._polling = 0                # how many trainings poll this signal now
         self._lock = threading.Lock()    # guards `_polling`; `request` does without, as signal handlers must not wait
 
     @property
     def requested(self) -> bool:
-        "Has somebody asked, or has the deadline passed?"
-        return self._asked or time.monotonic() > self.deadline
+        "Whether a stop was requested, or the deadline has passed."
+        return self._requested or time.monotonic() > self.deadline
 
     def request(self) -> bool:
-        "Asks to stop. False if no training polls, or it was asked before: the caller then has to end the work itself."
-        if self._asked or not self._polling: return False
-        self._asked = True
+        "Requests a stop. False if no training polls or one is requested already: the caller then has to end the work."
+        if self._requested or not self._polling: return False
+        self._requested = True
         return True
 
     def check(
@@ -45,11 +45,11 @@ class StopSignal:
         save: Callable[[], None] | None = None,  # saves the state of the training
     ) -> None:
         """Call this after every step but the last. If a stop is requested: calls `save`, then raises
-        `KeyboardInterrupt` (somebody asked; the request is cleared) or `TimeUp` (the deadline has passed)."""
+        `KeyboardInterrupt` (by request, which is cleared) or `TimeUp` (the deadline has passed)."""
         late = time.monotonic() > self.deadline
-        if not (self._asked or late): return
+        if not (self._requested or late): return
         if save is not None: save()
-        self._end_if_asked()
+        self._end_if_requested()
         raise TimeUp
 
     @contextmanager
@@ -60,11 +60,11 @@ class StopSignal:
         try: yield self
         finally:
             with self._lock: self._polling -= 1
-        self._end_if_asked()
+        self._end_if_requested()
 
-    def _end_if_asked(self) -> None:
-        if not self._asked: return
-        self._asked = False
+    def _end_if_requested(self) -> None:
+        if not self._requested: return
+        self._requested = False
         raise KeyboardInterrupt
 
     @contextmanager

@@ -14,9 +14,9 @@ from .errors import UserError, suggestion
 # %% ../nbs/51_registry.ipynb #2c04d70d
 @dataclass(frozen=True)
 class Entry:
-    "One registered thing, and what is known of it without importing it."
+    "A registered class or function, with metadata that need no import."
     target: object                    # a class or function, or its address 'package.module:attribute'
-    title: str                        # how people call it, e.g. 'LightGBM'
+    title: str                        # its name in reports, e.g. 'LightGBM'
     libraries: tuple[str, ...] = ()   # Python distributions it needs
     components: tuple[str, ...] = ()  # parts of its training that can be disabled, for ablations
 
@@ -31,18 +31,18 @@ class Entry:
 class Registry:
     "Entries by name, in the order in which they were registered."
     def __init__(self, kind: str, entries: dict[str, Entry] | None = None, hint: str = ""):
-        self.kind = kind                    # 'member', 'sink': how error sentences call an entry
+        self.kind = kind                    # the word for an entry in error sentences, e.g. 'member'
         self._entries = dict(entries or {})
-        self._hint = hint                   # what to do about a name that is missing
+        self._hint = hint                   # end of the error sentence for an unknown name
 
     def names(self) -> tuple[str, ...]: return tuple(self._entries)
     def __contains__(self, name: str) -> bool: return name in self._entries
 
     def entry(self, name: str) -> Entry:
-        "The entry of that name; a `UserError` lists the names there are."
+        "The entry of that name. Raises `UserError` listing all names if there is none."
         if name in self: return self._entries[name]
         known = ", ".join(self.names())
-        hint = suggestion(name, self.names()) or self._hint
+        hint = suggestion(name, self.names()) + self._hint
         raise UserError(f"There is no {self.kind} '{name}'; {self.kind}s are {known}.{hint}")
 
     def get(self, name: str) -> object:
@@ -60,7 +60,7 @@ class Registry:
         self._entries[name] = entry
 
     def unregister(self, name: str) -> None:
-        "Forgets an entry; tests clean up with it."
+        "Removes an entry."
         self.entry(name)
         del self._entries[name]
 

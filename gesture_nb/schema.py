@@ -57,5 +57,5 @@ TRAIN_COLUMNS = ("row_id", "sequence_type", "sequence_id", "sequence_counter", "
 TEST_COLUMNS = tuple(c for c in TRAIN_COLUMNS if c not in LABEL_COLUMNS)
 DEMOGRAPHICS = ("subject", "adult_child", "age", "sex", "handedness",
                 "height_cm", "shoulder_to_wrist_cm", "elbow_to_wrist_cm")
-CMI_RATE_HZ = 10.0   # not published; what real rows agree with
+CMI_RATE_HZ = 10.0   # not published; consistent with the real recordings
 GRAVITY = 9.80665    # m/s², standard gravity

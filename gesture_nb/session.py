@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .artifacts import locked
-from .config import Settings, changed_settings, read_settings, settings_notes, with_settings
+from .config import Settings, UserError, changed_settings, read_settings, settings_notes, with_settings
 from .control import StopSignal
 from .progress import Reporter
+from .sinks import Sink
 
 # %% ../nbs/84_session.ipynb #0f053063
 def in_worker() -> bool:
@@ -34,7 +35,7 @@ class ScriptLine(NamedTuple):
     line: int
 
 def _calling_script() -> ScriptLine:
-    "Where the running script's top level is on its way to here."
+    "The line at the top level of the running script from which this call came."
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     frame = sys._getframe()
@@ -49,7 +50,7 @@ def is_guarded(
     source: str,  # text of a script
     line: int,    # one of its lines, from 1
 ) -> bool:
-    "True if the line stands under a test of `__name__`, or if that cannot be judged."
+    "True if the line is inside an `if` that tests `__name__`, or if the source cannot be parsed."
     try: statements = ast.parse(source).body
     except SyntaxError: return True
     for statement in statements:
@@ -86,7 +87,7 @@ class Session(NamedTuple):
 
 @contextmanager
 def session(
-    sinks: tuple = (),               # further sinks that hear the run, beside those that the settings choose
+    sinks: tuple = (),               # further sinks for the run's events, beside those that the settings choose
     stop: StopSignal | None = None,  # for example one that a cancel button requests; None: a new one
     **overrides,                     # settings by name or alias
 ) -> Iterator[Session]:
@@ -94,6 +95,8 @@ def session(
 
     Raises `UserError` if a setting is wrong, or if another process is at work in the folder."""
     let_idle_threads_sleep()
+    if isinstance(sinks, Sink) or not all(isinstance(sink, Sink) for sink in sinks):
+        raise UserError(f"sinks is {sinks!r}, but must be a list of sinks: sinks=[…].")
     settings, stop = read_settings(**overrides), stop or StopSignal()
     reporter = Reporter(settings, settings.output_path, extra_sinks=sinks)
     with locked(settings.output_path), reporter, stop.on_signals(reporter.say):

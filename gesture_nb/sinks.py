@@ -38,17 +38,17 @@ class Bar(NamedTuple):
     label: str
     done: int
     total: int | None   # None: not known
-    note: str           # what stands behind it: speed, loss
+    note: str           # text after the bar: speed, loss
 
 # %% ../nbs/54_sinks.ipynb #ccc0b6ce
 class Sink:
     "Shows a run or records it. Called under the reporter's lock, and only in the process that made the reporter."
     def on_event(self, event: dict) -> str | None:
-        "Called with every event. May return a complaint."
+        "Called with every event. May return the text of a warning."
     def draw(self, bars: Mapping[str, Bar]) -> None:
-        "Called when a bar has moved, with all: 'overall' (the run), 'fold' (a training), 'epoch' (an epoch or a task)."
+        "Called with all bars if one has moved: 'overall' (run), 'fold' (training), 'epoch' (epoch or task)."
     def close(self, failed: bool) -> None:
-        "The run is over."
+        "Called at the end of the run; `failed`: it raised an error."
 
 # %% ../nbs/54_sinks.ipynb #8b114e82
 class LineSink(Sink):
@@ -180,7 +180,7 @@ class TqdmSink(Sink):
 
 # %% ../nbs/54_sinks.ipynb #cb967a61
 def in_kernel() -> bool:
-    "Is this a Jupyter kernel? Asks IPython only if it is loaded."
+    "Whether this process is a Jupyter kernel. Does not import IPython."
     ipython = sys.modules.get("IPython")
     if not hasattr(ipython, "get_ipython"): return False
     return getattr(ipython.get_ipython(), "kernel", None) is not None
@@ -190,7 +190,7 @@ def wants_widgets(
     environ: Mapping[str, str] | None = None,  # default `os.environ`
     kernel: bool | None = None,                # default: `in_kernel()`
 ) -> bool:
-    "Should bars be widgets?"
+    "Whether bars are shown as widgets."
     environ = os.environ if environ is None else environ
     kernel = in_kernel() if kernel is None else kernel
     if progress == "lines" or not kernel or find_spec("ipywidgets") is None: return False
@@ -219,7 +219,7 @@ def register_sink(
     factory: Callable[[Settings, Path | None], Sink | None],  # of the settings and the run folder, which may be None
     title: str | None = None,                                 # what it shows, in words; default its name
 ) -> None:
-    "From now on every run has this sink too."
+    "Adds a sink to every later run of this process. Raises `UserError` if the name is taken."
     if not callable(factory):
         raise UserError(f"The sink '{name}' must be given as a function that makes it, not as {factory!r}.")
     SINKS.register(name, Entry(factory, title or name))

@@ -129,8 +129,9 @@ def test_bad_input_is_an_error_and_not_a_score(truth, predicted, word):
 def test_submission_is_matched_by_sequence():
     truth = {"sequence_id": ["a", "b", "c"], "gesture": [HAIR, PHONE, CHEEK]}
     assert score_submission(truth, {"sequence_id": ["c", "a", "b"], "gesture": [CHEEK, HAIR, WAVE]})["score"] == 1
-    for ids, column, word in (("ab", "gesture", "c is not answered"), ("abcc", "gesture", "more than once"),
-                              ("abcd", "gesture", "d is answered but"), ("abc", "label", "no column 'gesture'")):
+    for ids, column, word in (("ab", "gesture", "c is missing from the submission"),
+                              ("abcc", "gesture", "more than once"),
+                              ("abcd", "gesture", "d is not in the solution"), ("abc", "label", "no column 'gesture'")):
         wrong = {"sequence_id": list(ids), column: [HAIR] * len(ids)}
         with pytest.raises(UserError, match=word): score_submission(truth, wrong)
 
@@ -176,7 +177,7 @@ def test_the_protocol_and_given_folds():
     fold, values = given_folds(who, np.array([3, 10, 1, 3, 10]))
     assert fold.tolist() == [1, 2, 0, 1, 2] and values.tolist() == ["1", "3", "10"]
     assert make_folds(who, who, given=["x", "y", "x", "x", "y"]).tolist() == [0, 1, 0, 0, 1]
-    for bad, word in (([0, 1, 0, 0, 2], "Subject s10 stands in the folds 1 and 2"), ([1] * 5, "one value only"),
+    for bad, word in (([0, 1, 0, 0, 2], "Subject s10 is in the folds 1 and 2"), ([1] * 5, "a single value"),
                       ([0, 1, 0, 0, np.nan], "no value for 1"), ([1, 2], "2 values for 5"),
                       (["a", "b", "", "a", "b"], "of subject s1")):
         with pytest.raises(UserError, match=word): make_folds(who, who, given=bad)
@@ -213,7 +214,7 @@ def test_planted_leak_is_caught():
     with pytest.raises(LeakError, match=who[held[0]]): assert_disjoint(who, leaked, held)
     with pytest.raises(LeakError): assert_disjoint(who, fold != 2, np.isin(np.arange(60), [*held, train[0]]))
     fold[held[0]] = 0
-    with pytest.raises(UserError, match=f"Subject {who[held[0]]} stands"): check_folds(who, fold)
+    with pytest.raises(UserError, match=f"Subject {who[held[0]]} is in the folds"): check_folds(who, fold)
 
 
 # ---------------------------------------------------------------- the blend

@@ -81,7 +81,7 @@ def test_damage_is_mended_by_the_unit_that_has_it(run, settings):
     ear = Ear()
     predictor = load(run, reporter=Reporter(settings, sinks=[ear]))
     assert len(predictor.members["torch"]) == 1
-    assert any("torch of fold1 cannot answer" in line and "weights.safetensors is damaged" in line
+    assert any("torch of fold1 cannot be loaded" in line and "weights.safetensors is damaged" in line
                for line in ear.lines)
     (run / "members" / "identity.json").write_text("{}")
     train(settings, Reporter(settings, sinks=[ear]))

@@ -173,7 +173,7 @@ def test_forgotten_sensors_are_gone(heart_rate):
 
 
 MISTAKES = {
-    "a taken name": (dict(name="acc", columns=("acc_q",)), "'acc' is taken"),
+    "a taken name": (dict(name="acc", columns=("acc_q",)), "it is registered with another record"),
     "a taken alias": (dict(aliases=("gyro",)), "'gyro' is taken by the sensor 'gyr'"),
     "the group motion": (dict(name="motion", columns=("motion_x",)), "'motion' is taken"),
     "another prefix": (dict(columns=("oxygen",)), "must begin with 'spo_'"),
@@ -209,7 +209,7 @@ def test_mistakes_in_a_record_are_sentences(kind):
 
 
 def test_another_record_of_one_name_is_refused(heart_rate):
-    with pytest.raises(UserError, match="'hr' is taken"):
+    with pytest.raises(UserError, match="registered with another record"):
         register_sensor(Sensor("hr", "heart rate", "Hz", ("hr_hz",)))
     with pytest.raises(TypeError):
         SENSORS["hr"] = heart_rate

@@ -146,7 +146,7 @@ def test_damaged_and_outdated_exports_are_not_used(copy, capsys):
     facts = json.loads(manifest.read_text())["facts"]
     write_manifest(manifest.parent, **facts | {"seconds": -1})
     printed, p = load_and_output(capsys, copy)
-    assert "torch answers fold by fold" in printed and "trained again" in printed
+    assert "torch is served fold by fold" in printed and "trained again" in printed
     kinds = {m: type(u[0]).__name__ for m, u in p.members.items()}
     assert kinds["torch"] == "TorchMember" and kinds["rocket"] == "CompiledKernels"
 
@@ -254,7 +254,7 @@ def test_a_sensor_that_is_not_registered_is_named(copy):
 def test_a_unit_that_cannot_be_loaded_is_left_out_with_a_line(copy, capsys):
     (unit_folders(copy)["lgbm"][0] / "model.txt").write_text("x")
     printed, p = load_and_output(capsys, copy, exported=False)
-    assert "lgbm of fold0 cannot answer and is left out" in printed and "model.txt is damaged" in printed
+    assert "lgbm of fold0 cannot be loaded and is left out" in printed and "model.txt is damaged" in printed
     assert len(p.members["lgbm"]) == 1 and len(p.members["rocket"]) == 2
     with Reporter(sinks=[LineSink()]) as reporter:
         assert "lgbm" not in export_run(copy, reporter)

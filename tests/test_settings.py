@@ -91,7 +91,8 @@ def test_every_setting_is_described():
      "members is 'lgbm,lgbm', but must be a list of different names, separated by commas."),
     ({}, {"wrokers": 2}, "There is no setting 'wrokers'. Did you mean 'workers'?"),
     ({}, {"members": "lgbm,torhc"},
-     "There is no member 'torhc'; members are lgbm, torch, keras, rocket. Did you mean 'torch'?"),
+     "There is no member 'torhc'; members are lgbm, torch, keras, rocket. Did you mean 'torch'? A member made "
+     "elsewhere must be registered first, with gesture_nb.register_member."),
     ({}, {"members": "nearest"}, "A member made elsewhere must be registered first, with gesture_nb.register_member."),
     ({}, {"w_nearest": 1}, "There is no member 'nearest'"),
     ({}, {"disable": "mixupp"}, "There is no component 'mixupp'; components are mixup, cutmix"),

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['AFTERWARDS', 'affected_members', 'components_of', 'select_components', 'outputs_without',
-           'labels_with_and_without', 'effect', 'ablation_forecast', 'ablate', 'ablation_lines']
+           'labels_with_and_without', 'Effect', 'effect', 'ablation_forecast', 'ablate', 'ablation_lines']
 
 # %% ../../nbs/81_analysis.ablate.ipynb #9bc62dab
 from dataclasses import replace
+from typing import TypedDict
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from ..training.forecast import format_forecast
 from ..training.out_of_fold import UnitOutputs, blend_and_decide
 from ..training.results import read_unit_outputs
 from ..training.run import train
+from ..training.units import Unit
 from .evaluate import finished_units, metrics_for
 
 # %% ../../nbs/81_analysis.ablate.ipynb #f6fe4fbc
@@ -34,7 +36,7 @@ def affected_members(component: str, dataset: Dataset, members: tuple[str, ...])
     return tuple(m for m in members if component in MEMBERS.entry(m).components)
 
 def components_of(dataset: Dataset, settings: Settings) -> tuple[str, ...]:
-    "All components that this run has: of the training, of blend and decision, and the members themselves."
+    "All components of this run: of the training, of blend and decision, and the members themselves."
     members = active_members(settings)
     enabled = [c for c in component_names() if c not in settings.disable]
     trained = [c for c in enabled if affected_members(c, dataset, members)]
@@ -46,7 +48,7 @@ def components_of(dataset: Dataset, settings: Settings) -> tuple[str, ...]:
 
 # %% ../../nbs/81_analysis.ablate.ipynb #4c84ed38
 def select_components(wanted: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    "The components of a list such as 'mixup,ema'; all known ones for 'all'. Raises `UserError` for a name not known."
+    "The components of a list such as 'mixup,ema'; all known ones for 'all'. Raises `UserError` for an unknown name."
     if wanted == "all": return tuple(known)
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in names:
@@ -56,8 +58,14 @@ def select_components(wanted: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 # %% ../../nbs/81_analysis.ablate.ipynb #9fa79590
-def outputs_without(component: str, dataset: Dataset, settings: Settings, outputs: list[UnitOutputs], reporter,
-                    stop: StopSignal | None) -> list[UnitOutputs]:
+def outputs_without(
+    component: str,
+    dataset: Dataset,
+    settings: Settings,
+    outputs: list[UnitOutputs],   # of the run itself
+    reporter,
+    stop: StopSignal | None,
+) -> list[UnitOutputs]:
     "The members' predictions after training again without the component, in `ablations/<component>` of the run."
     members, change = active_members(settings), {"flip": "off"}
     if component != "flip":
@@ -73,9 +81,16 @@ def outputs_without(component: str, dataset: Dataset, settings: Settings, output
     return unchanged + read_unit_outputs(finished_units(own, dataset))
 
 # %% ../../nbs/81_analysis.ablate.ipynb #c5ed70f9
-def labels_with_and_without(component: str, dataset: Dataset, settings: Settings, outputs: list[UnitOutputs],
-                            run_labels: np.ndarray, reporter, stop: StopSignal | None) -> tuple[np.ndarray, np.ndarray]:
-    "Labels with and without the component, int64 `[n]` each; `run_labels` are the run's own."
+def labels_with_and_without(
+    component: str,
+    dataset: Dataset,
+    settings: Settings,
+    outputs: list[UnitOutputs],   # of the run itself
+    run_labels: np.ndarray,       # int64 [n]: the run's own labels
+    reporter,
+    stop: StopSignal | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    "Labels with and without the component, int64 `[n]` each."
     def labels(settings=settings, outputs=outputs, **how):
         return blend_and_decide(dataset, settings, outputs, **how).labels
     def decided(rule): return labels(replace(settings, decision=rule))
@@ -89,8 +104,17 @@ def labels_with_and_without(component: str, dataset: Dataset, settings: Settings
     return run_labels, labels(outputs=without)
 
 # %% ../../nbs/81_analysis.ablate.ipynb #8c308fd6
-def effect(dataset: Dataset, on: np.ndarray, off: np.ndarray, seed: int = 0, rounds: int = 1000) -> dict:
-    "Score with (`on`) and without (`off`) a component, and their difference with its 95 % interval over people."
+class Effect(TypedDict):
+    "What a component is worth, as in `ablations.json`."
+    metric: str
+    on: float       # score with the component
+    off: float      # score without it
+    effect: float   # on - off
+    low: float      # 95 % interval of the effect over people
+    high: float
+
+def effect(dataset: Dataset, on: np.ndarray, off: np.ndarray, seed: int = 0, rounds: int = 1000) -> Effect:
+    "Scores of int64 `[n]` labels with (`on`) and without (`off`) a component, and their difference."
     metric, rows = metrics_for(dataset.classes)[0], (on >= 0) & (off >= 0)
     def score(counts): return METRICS[metric](counts, dataset.classes)
     y, subjects = dataset.y[rows], dataset.subjects[rows]
@@ -102,8 +126,13 @@ def effect(dataset: Dataset, on: np.ndarray, off: np.ndarray, seed: int = 0, rou
             "low": float(low), "high": float(high)}
 
 # %% ../../nbs/81_analysis.ablate.ipynb #73d5e5e7
-def ablation_forecast(dataset: Dataset, settings: Settings, components: tuple[str, ...], seconds: dict) -> str:
-    "What the trainings will take, in one sentence; `seconds` maps the run's units to their seconds."
+def ablation_forecast(
+    dataset: Dataset,
+    settings: Settings,
+    components: tuple[str, ...],
+    seconds: dict[Unit, float],   # measured, of the run's units
+) -> str:
+    "How long the trainings will take, in one sentence."
     members, units = active_members(settings), {}
     for member in members:
         trainings = sum(c == "flip" or member in affected_members(c, dataset, members) for c in components)
@@ -113,7 +142,13 @@ def ablation_forecast(dataset: Dataset, settings: Settings, components: tuple[st
     return format_forecast(units) if units else "Nothing has to be trained for these components."
 
 # %% ../../nbs/81_analysis.ablate.ipynb #ff68640b
-def ablate(settings: Settings, dataset: Dataset, wanted: str, reporter, stop: StopSignal | None = None) -> dict:
+def ablate(
+    settings: Settings,
+    dataset: Dataset,
+    wanted: str,   # 'all', or names of components parted by commas
+    reporter,
+    stop: StopSignal | None = None,
+) -> dict[str, Effect]:
     "The content of `ablations.json`: component → effect, the greatest first."
     components = select_components(wanted, components_of(dataset, settings))
     units = finished_units(settings, dataset)
@@ -127,11 +162,11 @@ def ablate(settings: Settings, dataset: Dataset, wanted: str, reporter, stop: St
         effects[component] = effect(dataset, *pair, settings.seed)
     return dict(sorted(effects.items(), key=lambda item: -item[1]["effect"]))
 
-def ablation_lines(effects: dict) -> list[str]:
-    "The table that is printed, a component a line."
+def ablation_lines(effects: dict[str, Effect]) -> list[str]:
+    "The lines of a table of effects, one for each component."
     metric = next(iter(effects.values()))["metric"]
-    lines = [f"{metric + ' with, without':<24}{'on':>8}{'off':>8}{'effect':>9}   95 % over people"]
-    for name, e in effects.items():
-        scores = f"{e['on']:>8.3f}{e['off']:>8.3f}{e['effect']:>+9.4f}"
-        lines.append(f"{name:<24}{scores}   {e['low']:+.4f} – {e['high']:+.4f}")
+    lines = [f"{'component: ' + metric:<24}{'with':>8}{'without':>9}{'effect':>9}   95 % over people"]
+    for name, found in effects.items():
+        scores = f"{found['on']:>8.3f}{found['off']:>9.3f}{found['effect']:>+9.4f}"
+        lines.append(f"{name:<24}{scores}   {found['low']:+.4f} – {found['high']:+.4f}")
     return lines

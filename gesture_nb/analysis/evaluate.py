@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'scenarios_of', 'without_sensors', 'imu_half', 'finished_units', 'predict_without_sensors',
-           'mix_outputs', 'RunLabels', 'labels_of_run', 'metrics_for', 'value_with_interval', 'summary',
+           'mix_outputs', 'RunLabels', 'labels_of_run', 'Interval', 'metrics_for', 'value_with_interval', 'summary',
            'run_settings', 'evaluate', 'scenario_scores', 'evaluation_lines']
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #884b109d
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -71,7 +71,8 @@ def imu_half(n: int, seed: int) -> np.ndarray:
 def finished_units(settings: Settings, dataset: Dataset) -> list[Unit]:
     "The run's finished units, after a check of their files. Raises `UserError` if there is none."
     out = settings.output_path
-    units = [u for u in units_of(settings, dataset.folds, out / "members") if (u.folder / MANIFEST).exists()]
+    planned = units_of(settings, dataset.folds, out / "members")
+    units = [unit for unit in planned if (unit.folder / MANIFEST).exists()]
     if not units:
         raise UserError(f"{out} holds no finished unit of {', '.join(active_members(settings))}: "
                         f"train with `gesture-nb train --out {out}` first.")
@@ -82,7 +83,7 @@ def predict_without_sensors(
     dataset: Dataset,
     units: list[Unit],
     names: tuple[str, ...],   # kinds of sensors to remove
-    seed: int = 0,            # of the order of arrival, which turned devices are looked for in
+    seed: int = 0,            # of the order of arrival, in which turned devices are detected
     task=None,                # a `Task` that counts units
 ) -> list[UnitOutputs]:
     "What each unit predicts for its own fold without these sensors. Raises `LeakError` if it was trained on them."
@@ -104,8 +105,10 @@ def mix_outputs(outputs: list[UnitOutputs], other: list[UnitOutputs], which: np.
     "`outputs`, with those of `other` for the sequences `which` (bool `[n]`)."
     mixed = []
     for (member, arrays), (_, others) in zip(outputs, other):
-        rows = which[arrays["index"]]
-        chosen = {k: np.where(rows.reshape(-1, *[1] * (v.ndim - 1)), others[k], v) for k, v in arrays.items()}
+        from_other, chosen = which[arrays["index"]], {}
+        for name, values in arrays.items():
+            rows = from_other.reshape(-1, *[1] * (values.ndim - 1))   # the same for all labels
+            chosen[name] = np.where(rows, others[name], values)
         mixed.append(UnitOutputs(member, chosen))
     return mixed
 
@@ -115,8 +118,13 @@ class RunLabels(NamedTuple):
     members: dict[str, np.ndarray]   # member → [n], its argmax
     ensemble: list[np.ndarray]       # [n] for each order of arrival
 
-def labels_of_run(dataset: Dataset, record: dict, outputs: list[UnitOutputs], orders: list[np.ndarray]) -> RunLabels:
-    "Labels by the blend and the decisions in `record`, the content of the run's `ensemble.json`."
+def labels_of_run(
+    dataset: Dataset,
+    record: dict,                 # the content of the run's `ensemble.json`
+    outputs: list[UnitOutputs],
+    orders: list[np.ndarray],     # int [n] each: orders of arrival
+) -> RunLabels:
+    "Labels by the run's blend and decisions."
     probs, heads = collect_out_of_fold(len(dataset.y), outputs)
     blended = np.full((len(dataset.y), len(dataset.classes)), np.nan)
     for k, recipe in enumerate(record["per_fold"]):
@@ -129,6 +137,12 @@ def labels_of_run(dataset: Dataset, record: dict, outputs: list[UnitOutputs], or
     return RunLabels({m: argmax_labels(p) for m, p in probs.items()}, [decide(order) for order in orders])
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #c0d0bacf
+class Interval(TypedDict):
+    "A metric's value and its 95 % interval over people; numbers, or arrays `[C]` for a metric by class."
+    value: np.ndarray | float
+    low: np.ndarray | float
+    high: np.ndarray | float
+
 def metrics_for(classes: tuple[str, ...]) -> tuple[str, ...]:
     "The metrics that apply to these labels, the most important one first."
     return ("score", "macro_f1", "accuracy") if is_competition(classes) else ("macro_f1", "accuracy")
@@ -137,7 +151,7 @@ def value_with_interval(
     metric: Callable[[np.ndarray], np.ndarray],  # confusion counts [..., C, C] → values [...]
     counts: np.ndarray,                          # [C, C] of all people
     resamples: np.ndarray,                       # [rounds, C, C] of people drawn with replacement
-) -> dict:
+) -> Interval:
     "A metric's value and its 95 % interval over people (percentile bootstrap)."
     low, high = np.quantile(metric(resamples), [0.025, 0.975], axis=0)
     return {"value": metric(counts), "low": low, "high": high}
@@ -154,17 +168,17 @@ def summary(dataset: Dataset, labels: np.ndarray, seed: int = 0, rounds: int = 1
     for metric in metrics_for(classes):
         interval = value_with_interval(partial(METRICS[metric], classes=classes), counts, resamples)
         found[metric] = {k: float(v) for k, v in interval.items()}
-    f1 = value_with_interval(f1_of, counts, resamples)
-    found["per_class"] = {name: {k: float(v[i]) for k, v in f1.items()} | {"n": int(counts[i].sum())}
-                          for i, name in enumerate(classes)}
+    f1, per_class, per_subject = value_with_interval(f1_of, counts, resamples), {}, {}
+    for i, name in enumerate(classes):
+        per_class[name] = {k: float(v[i]) for k, v in f1.items()} | {"n": int(counts[i].sum())}
     per_person = zip(names, accuracy_of(people), macro_f1_of(people), people.sum((1, 2)))
-    found["per_subject"] = {str(name): {"accuracy": float(accuracy), "macro_f1": float(f1), "n": int(n)}
-                            for name, accuracy, f1, n in per_person}
-    return found
+    for name, accuracy, macro_f1, n in per_person:
+        per_subject[str(name)] = {"accuracy": float(accuracy), "macro_f1": float(macro_f1), "n": int(n)}
+    return found | {"per_class": per_class, "per_subject": per_subject}
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #92753d78
 def run_settings(folder: Path, **overrides) -> dict:
-    """Settings of the finished run in `folder`, as far as they decide what was learned and predicted.
+    """Settings of the finished run in `folder` that its training and its predictions depend on.
 
     `overrides` take precedence. Raises `UserError` where there is no finished run."""
     path = folder / "config.json"
@@ -173,10 +187,11 @@ def run_settings(folder: Path, **overrides) -> dict:
                         f"Train one with `gesture-nb train --out {folder}`.")
     weights = [name for name in setting_fields() if name.startswith("w_")]
     wanted = (*IDENTITY_SETTINGS, "data", "folds", "fold_column", "members", "decision", "flip", "without", *weights)
-    kept = {k: v for k, v in read_json(path)["settings"].items() if k in wanted and v not in (None, [])}
-    if "without" in kept: kept["disable"] = kept.pop("without")   # its name on disk is the older one
+    stored = read_json(path)["settings"]
+    settings = {k: v for k, v in stored.items() if k in wanted and v not in (None, [])}
+    if "without" in settings: settings["disable"] = settings.pop("without")   # its name on disk is the older one
     given = {k: v for k, v in overrides.items() if ALIASES.get(k, k) != "output_path"}
-    return kept | given | {"output_path": folder}
+    return settings | given | {"output_path": folder}
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #609c6f8f
 def evaluate(settings: Settings, dataset: Dataset, record: dict, reporter, orders: int = 20) -> dict:
@@ -205,7 +220,7 @@ def evaluate(settings: Settings, dataset: Dataset, record: dict, reporter, order
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #b54b7e69
 def scenario_scores(dataset: Dataset, labels: RunLabels, seed: int) -> dict:
-    "One scenario's scores: the ensemble's in the first order of arrival, and what the other orders change."
+    "One scenario's scores: the ensemble's in the first order of arrival, and their range over the other orders."
     members = {m: summary(dataset, member_labels, seed) for m, member_labels in labels.members.items()}
     found = {"members": members, "ensemble": summary(dataset, labels.ensemble[0], seed)}
     if len(labels.ensemble) == 1: return found
@@ -216,7 +231,7 @@ def scenario_scores(dataset: Dataset, labels: RunLabels, seed: int) -> dict:
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #308fbb7a
 def evaluation_lines(evaluation: dict) -> list[str]:
-    "The short table that is printed: a scenario a line."
+    "The lines of a table of scores, one for each scenario."
     metric, scenarios = metrics_for(evaluation["classes"])[0], evaluation["scenarios"]
     members = list(scenarios["all"]["members"])
     lines = [f"{metric:<32}{'ensemble (95 % over people)':<30}" + "".join(f"{m:>8}" for m in members)]

@@ -39,7 +39,7 @@ def spar_path() -> Path:
 
 # %% ../../nbs/15_data.bundled.ipynb #9494fdda
 def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
-    "How pickles of Python 2 spell bytes."
+    "Bytes from Latin-1 text: pickles of Python 2 store bytes this way."
     return text.encode("latin1")
 
 _ALLOWED = {("numpy", "ndarray"): np.ndarray,
@@ -56,7 +56,7 @@ class ArraysOnly(pickle.Unpickler):
 
 # %% ../../nbs/15_data.bundled.ipynb #ba5ecb9b
 class SparFile(NamedTuple):
-    "What the file holds, one entry a recording."
+    "The content of the file: one entry for each of 140 recordings, and the names behind the codes."
     signals: list[np.ndarray]    # float64 [steps, 6]: acc (in g) x, y, z, gyr (rad/s) x, y, z
     exercise: np.ndarray         # int64 [140]: position in `exercises`
     subject: np.ndarray          # int64 [140]
@@ -125,6 +125,6 @@ def spar(
     window: int = 200,               # rows a window, at 50 Hz
     path: str | Path | None = None,  # `watch_dataset.npy`; None: that of the installed package
 ) -> SequenceTable:
-    "The real data set: windows of the watch recordings of `seglearn`. Raises `UserError` for a window below 1."
+    "The recordings cut into windows: 1,149 of four seconds by default. `UserError` for a window below 1."
     if window < 1: raise UserError(f"A window of {window} rows is too short: take at least 1.")
     return cut_windows(spar_recordings(path), window, "spar")

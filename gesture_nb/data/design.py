@@ -17,7 +17,7 @@ from ..schema import GESTURES, LEGAL_PAIRS, OPENINGS, ORIENTATIONS, TARGETS
 from .counter_random import hash_keys, normal, uniform
 
 # %% ../../nbs/16_data.design.ipynb #69eeddd7
-COHORT = 81                       # people whose make-up is repeated; below: positions in a cohort
+COHORT = 81                       # people in a cohort; the constants below are positions in it
 UPSIDE_DOWN = (3, 40)             # wear the device turned by 180° about its z axis
 NO_THM_TOF = 6                    # 96 of this person's sequences lack thm and tof
 NO_FIFTH = (12, 31, 55, 70)       # lack thm_5 and tof_5 (the last one tof_5 in every other sequence only)
@@ -52,7 +52,7 @@ def people(
     person,        # int [n]: numbers of people; even ones are in the training data, odd ones in the test data
     seed: int = 0,
 ) -> People:
-    "The people with these numbers."
+    "Demographics of the people with these numbers; the same number and seed give the same person."
     person = np.asarray(person, np.int64)
     position, u = person // 2 % COHORT, uniform(seed, "person", person, n=6)
     adult = u[:, 0] < 0.52
@@ -134,24 +134,25 @@ class Schedule(NamedTuple):
 
 # %% ../../nbs/16_data.design.ipynb #93120338
 def make_schedule(
-    sequences: int,      # how many
+    sequences: int,      # number of recordings
     seed: int = 0,
     test: bool = False,  # other people than those of the training data
 ) -> Schedule:
-    "The schedule of so many recordings. Raises `UserError` for fewer than one."
+    "The schedule of `sequences` recordings. Raises `UserError` for fewer than one."
     if sequences < 1: raise UserError(f"{sequences} sequences were asked for: simulate at least one.")
-    fewest = max(min(10, sequences // 18), 1 + test)
-    person = 2 * np.arange(max(-(-sequences // 100) + 2, fewest)) + int(test)
+    min_people = max(min(10, sequences // 18), 1 + test)
+    person = 2 * np.arange(max(-(-sequences // 100) + 2, min_people)) + int(test)
     turn = _turns(person, seed)
     capacity = np.cumsum((turn < len(CONDITIONS)).sum(1))
-    n = max(int(np.searchsorted(capacity, sequences)) + 1, fewest)
+    n = max(int(np.searchsorted(capacity, sequences)) + 1, min_people)
     earliest = np.argsort(turn[:n].ravel(), kind="stable")[:sequences]
     row, condition = np.divmod(earliest, len(CONDITIONS))
     number = person[row] * len(CONDITIONS) + condition
-    out = Schedule(person[row], condition, number, turn.ravel()[earliest], hash_keys(seed, "sequence", number),
-                   _performed(number, GESTURE_INDEX[condition], seed),
-                   np.char.add("SEQ_", _six_digits(number, seed, "sequence")))
-    return out.take(np.lexsort((out.sequence_id, np.char.str_len(out.sequence_id))))
+    schedule = Schedule(
+        person[row], condition, number, turn.ravel()[earliest], hash_keys(seed, "sequence", number),
+        _performed(number, GESTURE_INDEX[condition], seed),
+        np.char.add("SEQ_", _six_digits(number, seed, "sequence")))
+    return schedule.take(np.lexsort((schedule.sequence_id, np.char.str_len(schedule.sequence_id))))
 
 # %% ../../nbs/16_data.design.ipynb #d7ce4b8c
 _QUANTILES = np.array([0, .01, .05, .25, .5, .75, .95, .99, .998, 1])
@@ -173,7 +174,7 @@ def _sequence_lengths(schedule: Schedule, seed: int) -> np.ndarray:
     return np.round(np.exp(np.interp(quantile, _QUANTILES, np.log(_LENGTHS)))).astype(np.int64)
 
 def timings(schedule: Schedule, seed: int) -> Timings:
-    "How long the parts of each recording take."
+    "The parts of each recording, in rows."
     length, u = _sequence_lengths(schedule, seed), uniform(seed, "parts", schedule.key, n=3)
     gesture = np.minimum(30 + (5 * u[:, 0]).astype(np.int64), length * 2 // 3)
     rest = np.minimum(7 + (6 * u[:, 1]).astype(np.int64), length // 5)

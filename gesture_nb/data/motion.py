@@ -30,7 +30,7 @@ def _rotation_vector(q: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/17_data.motion.ipynb #0daae1df
 def _multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "The product of quaternions: first turn by `b`, then by `a`."
+    "The Hamilton product of quaternions `[4, n]`: first the rotation `b`, then `a`."
     (aw, ax, ay, az), (bw, bx, by, bz) = a, b
     return np.stack([
         aw * bw - ax * bx - ay * by - az * bz,
@@ -39,17 +39,17 @@ def _multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         aw * bz + ax * by - ay * bx + az * bw])
 
 def _conjugate(q: np.ndarray) -> np.ndarray:
-    "The turns back."
+    "The inverse rotations of unit quaternions `[4, n]`."
     return q * np.array([1, -1, -1, -1])[:, None]
 
 def _rotate(q: np.ndarray, v: np.ndarray) -> np.ndarray:
-    "Vectors `[3, n]` turned by the quaternions `q`."
+    "Vectors `[3, n]` rotated by unit quaternions `[4, n]`, `[3, n]`."
     t = 2 * np.cross(q[1:], v, axis=0)
     return v + q[0] * t + np.cross(q[1:], t, axis=0)
 
 # %% ../../nbs/17_data.motion.ipynb #3fc05c70
 class Location(NamedTuple):
-    "Where a hand may be."
+    "The pose of a hand at one place, and what the time-of-flight sensors measure there."
     rotation: tuple[float, float, float]   # rotation vector of the wrist, degrees
     position: tuple[float, float, float]   # m: right, forward, up
     distance: tuple[float, ...]            # mm, sensors 1 … 5
@@ -88,12 +88,14 @@ class Oscillation(NamedTuple):
     turn: tuple[float, float, float]    # degrees about x, y, z
 
 class Movement(NamedTuple):
-    "What a gesture looks like."
+    "A gesture: where the hand is, and its slow and fast oscillation."
     location: str
     first: Oscillation
     second: Oscillation
 
-def _movement(location: str, first: tuple, second: tuple) -> Movement:
+_Plain = tuple[float, tuple[float, float, float], tuple[float, float, float]]   # hz, reach, turn of an `Oscillation`
+
+def _movement(location: str, first: _Plain, second: _Plain) -> Movement:
     "A movement from plain tuples."
     return Movement(location, Oscillation(*first), Oscillation(*second))
 
@@ -145,7 +147,7 @@ class Block(NamedTuple):
 
 # %% ../../nbs/17_data.motion.ipynb #fdfa4c4d
 def make_block(schedule: Schedule, timing: Timings, seed: int) -> Block:
-    "The block of these recordings."
+    "The block of these recordings, whose rows follow from the timings."
     offsets = offsets_of(timing.length)
     sequence = sequence_of_row(offsets)
     return Block(schedule, timing, seed, sequence, np.arange(offsets[-1]) - offsets[sequence])
@@ -165,7 +167,7 @@ def _body_pose(schedule: Schedule, seed: int) -> np.ndarray:
 
 # %% ../../nbs/17_data.motion.ipynb #53106f47
 def _hand_pose(schedule: Schedule, seed: int, location: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "(orientations `[4, n]`, positions `[3, n]` in m, in the world) of the hands at the locations of these numbers."
+    "(orientations `[4, n]`, positions `[3, n]` m, both in the world) of the hands; `location` indexes `LOCATIONS`."
     orientation, person = ORIENTATION_INDEX[schedule.condition], schedule.person
     habit = (_sway(seed, "arm", 9, person) + _sway(seed, "lying", 8, person, orientation)
              + _sway(seed, "aim", 9, person, location) + _sway(seed, "way", 8, schedule.key, location))
@@ -232,7 +234,7 @@ class Motion(NamedTuple):
 
 # %% ../../nbs/17_data.motion.ipynb #ae6103a3
 def _move(block: Block) -> Motion:
-    "The motion of all rows: from the opening's location to the gesture's, then the gesture."
+    "The motion of all rows: the stroke from the opening's location to the gesture's, then the gesture."
     schedule, seed, s, t = block.schedule, block.seed, block.sequence, block.timings
     q0, x0 = _hand_pose(schedule, seed, OPENING_INDEX[schedule.condition])
     q1, x1 = _hand_pose(schedule, seed, _LOCATION_INDEX[schedule.performed])
@@ -240,8 +242,8 @@ def _move(block: Block) -> Motion:
     gesture = _oscillate(block)
     idle = (0.22 * (1 - done) * _slow_curves(block.step, seed, "idle", block.key)
             + 0.02 * _slow_curves(block.step, seed, "sway", block.key))
-    way = _rotation_vector(_multiply(_conjugate(q0), q1))
-    base = _multiply(q0[:, s], _quaternion(done * way[:, s]))
+    rotation_to_target = _rotation_vector(_multiply(_conjugate(q0), q1))
+    base = _multiply(q0[:, s], _quaternion(done * rotation_to_target[:, s]))
     q = _multiply(base, _quaternion(gesture.turn + idle))
     up = np.array([0, 0, GRAVITY])[:, None]
     force = push * (x1 - x0)[:, s] + _rotate(q1[:, s], gesture.acceleration) + up   # in the world
@@ -270,7 +272,7 @@ def _distances(block: Block, done: np.ndarray, phase: np.ndarray | int) -> np.nd
 _CELL = np.stack(np.divmod(np.arange(64), 8)).T - 3.5   # row and column of each of the 64 cells, from the middle
 
 def _cell_noise(block: Block) -> np.ndarray:
-    "float32 in [0, 1), `[5, 64, rows]`."
+    "float32 in [0, 1), `[5, 64, rows]`: uniform noise, one number for each cell and row."
     h = hash_keys(block.seed, "cells", block.key, block.step)
     words = splitmix64(h + np.arange(1, 16 * N_TOF + 1, dtype=np.uint64)[:, None] * GOLDEN_GAMMA)
     bits = words[:, None] >> np.uint64(16) * np.arange(4, dtype=np.uint64)[:, None]
@@ -305,11 +307,11 @@ def _temperatures(
 
 # %% ../../nbs/17_data.motion.ipynb #efcb629a
 class Readings(NamedTuple):
-    "All sensors of some rows."
-    acc: np.ndarray    # [3, rows]
-    rot: np.ndarray    # [4, rows]
-    thm: np.ndarray    # [5, rows]
-    grid: np.ndarray   # [5, 64, rows]
+    "The readings of all sensors in the rows of a block."
+    acc: np.ndarray    # [3, rows] m/s²
+    rot: np.ndarray    # [4, rows] unit quaternions, device → world
+    thm: np.ndarray    # [5, rows] °C
+    grid: np.ndarray   # [5, 64, rows] time of flight, -1: nothing comes back
 
 _HALF_TURN, _MIRROR = [0, 3, 4, 1, 2], [0, 1, 4, 3, 2]   # which sensor comes to where sensor 1 … 5 was
 
@@ -336,7 +338,7 @@ def _as_worn(wearer: People, sequence: np.ndarray, readings: Readings) -> Readin
 
 # %% ../../nbs/17_data.motion.ipynb #bd590e9f
 def sensor_readings(block: Block) -> Readings:
-    "What the sensors record in all rows, as the devices are worn."
+    "The sensors' readings in all rows, as the devices are worn."
     t, s = block.timings, block.sequence
     motion = _move(block)
     distance = _distances(block, motion.done, motion.phase)

@@ -18,9 +18,11 @@ from ..artifacts import atomic_path, fingerprint, read_sealed, sha256_file, writ
 from ..errors import UserError, suggestion
 from ..schema import CMI_RATE_HZ, DEMOGRAPHICS, TEST_COLUMNS, TRAIN_COLUMNS
 from ..sensors import SENSORS, sensor_of
+from .bundled import spar, spar_path
 from .dataframes import columns_of, demographics_of, from_frame, names_in
 from .parsing import FileLocation, codes_of, floats, values_of
 from .sequences import SequenceTable, with_meta
+from .simulate import SIMULATOR_VERSION, simulate
 from .tidy import (
     BrokenFile,
     cell_columns,
@@ -40,8 +42,6 @@ from .tidy import (
 
 if TYPE_CHECKING:
     import pyarrow as pa
-from .bundled import spar, spar_path
-from .simulate import SIMULATOR_VERSION, simulate
 
 # %% ../../nbs/13_data.readers.ipynb #86270d15
 _all_ = ["from_frame", "read_tidy"]
@@ -50,7 +50,7 @@ READER_VERSION = 1  # grows when the same bytes would be read differently
 
 # %% ../../nbs/13_data.readers.ipynb #a7bf3db3
 def _file_stamp(path: Path) -> str:
-    "What tells quickly that a file is still the same: its size, time, first and last bytes."
+    "A quick fingerprint of a file: of its name, size, time of change, first and last bytes."
     stat, ends = path.stat(), 1 << 16
     with open(path, "rb") as f:
         head = f.read(ends)
@@ -129,7 +129,7 @@ def _find_file(folder: Path, stem: str, needed: bool = True) -> Path | None:
 
 # %% ../../nbs/13_data.readers.ipynb #d3de10ac
 def _check_people(location: FileLocation, table: "pa.Table", subject: np.ndarray) -> None:
-    "Refuses demographics in which a subject is missing or comes twice, or a number is none."
+    "Refuses demographics in which a subject is missing or comes twice, or a cell is not the number it should be."
     names = values_of(*codes_of(table["subject"])).astype(str) if len(table) else np.array([], str)
     first = np.unique(names, return_index=True)[1]
     if len(first) < len(names):
@@ -148,7 +148,7 @@ def _check_people(location: FileLocation, table: "pa.Table", subject: np.ndarray
 
 # %% ../../nbs/13_data.readers.ipynb #9689f79e
 def _read_people(path: Path, subject: np.ndarray) -> dict[str, np.ndarray]:
-    "What a demographics file knows of each `subject`."
+    "Column → `[n]`: the demographics of each `subject` `[n]`, from a file."
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
     from pyarrow import parquet as pq
@@ -162,7 +162,7 @@ def _read_people(path: Path, subject: np.ndarray) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/13_data.readers.ipynb #ed773172
 def _is_writable(folder: str | Path | None, reporter) -> bool:
-    "Whether the cache can be used; if not, the reporter says so."
+    "Whether files can be written to the cache; if not, a warning goes to the reporter."
     if folder is None: return False
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,10 @@ def read_competition(
     cache: str | Path | None = None,  # a folder for the Parquet file made from the CSV; None: parse the CSV each time
     reporter=None,
 ) -> SequenceTable:
-    "The sequences of one split, with orientation, opening and start of the gesture, and the wearers' demographics."
+    """The sequences of one split, with orientation, opening, start of the gesture, and demographics.
+
+    `UserError` if a file is missing, or for the first mistake in one.
+    """
     folder = Path(folder)
     if not folder.is_dir(): raise UserError(f"There is no folder {folder}.")
     location, header = open_file(_find_file(folder, split))
@@ -239,13 +242,13 @@ def _sim_arguments(data: str) -> dict[str, int]:
 
 # %% ../../nbs/13_data.readers.ipynb #3c56bafe
 def _kind(data) -> str:
-    "'spar', 'sim', 'folder', 'record' (the file behind spar), 'file' or 'frame'; `UserError` if there is no such data."
+    "'spar', 'sim', 'folder', 'spar file' (a .npy file), 'file' or 'frame'; `UserError` if there is no such data."
     if not isinstance(data, (str, os.PathLike)): return "frame"
     name = str(data)
     if name == "spar" or name.split(":")[0] == "sim": return name.split(":")[0]
     path = Path(name).expanduser()
     if path.is_dir(): return "folder"
-    if path.is_file(): return "record" if path.suffix == ".npy" else "file"
+    if path.is_file(): return "spar file" if path.suffix == ".npy" else "file"
     hint = suggestion(name, ["spar", "sim"])
     if not hint and path.parent.is_dir(): hint = suggestion(path.name, [other.name for other in path.parent.iterdir()])
     raise UserError(f"There is no data '{name}': --data is spar, sim, a competition folder, "
@@ -265,7 +268,7 @@ def read_recordings(
     *,
     rate_hz: float | None = None,   # samples a second, where a file or frame does not say
     fold_column: str | None = None, # metadata that must be there, with the folds
-    reporter=None,                  # shows how far it is
+    reporter=None,                  # shows progress
     cache: str | Path | None = None,  # a folder for the Parquet file made from the competition's CSV
 ) -> SequenceTable:
     "The training sequences of any source. Raises `UserError` for whatever is wrong with it."
@@ -274,7 +277,7 @@ def read_recordings(
     elif kind == "frame": table = read_frame(data, rate)
     elif kind == "sim":
         table = simulate(**_sim_arguments(str(data)), reporter=reporter)
-    elif kind in ("spar", "record"):
+    elif kind in ("spar", "spar file"):
         table = spar(path=None if kind == "spar" else Path(str(data)).expanduser())
     elif kind == "folder": table = read_competition(Path(str(data)).expanduser(), "train", cache, reporter)
     else: table = read_tidy(Path(str(data)).expanduser(), reporter, rate)
@@ -284,9 +287,9 @@ def read_recordings(
 # %% ../../nbs/13_data.readers.ipynb #dab00ca2
 def read_table(
     data,           # as for `read_recordings`
-    settings=None,  # for the fold column, and for where a CSV's Parquet file is kept
-    reporter=None,  # shows how far it is
-    cache: str | Path | None = None,  # where instead; None: the feature store
+    settings=None,  # for the fold column and the feature store; None: neither
+    reporter=None,  # shows progress
+    cache: str | Path | None = None,  # a folder for the Parquet file made from a CSV; None: the feature store
 ) -> SequenceTable:
     "The training sequences of any source, as a run with these settings reads them."
     if settings is None: return read_recordings(data, reporter=reporter, cache=cache)
@@ -295,15 +298,15 @@ def read_table(
 
 # %% ../../nbs/13_data.readers.ipynb #98fe6580
 def _sha256(path: Path, cache: str | Path | None) -> str:
-    "SHA-256 of a file, looked up if nothing about it changed."
+    "SHA-256 of a file as hexadecimal digits, from the cache if the file has not changed."
     if cache is None: return sha256_file(path)
-    book, stamp = Path(cache) / "sources.json", _file_stamp(path)
-    try: known = read_sealed(book)
+    checksum_file, stamp = Path(cache) / "sources.json", _file_stamp(path)
+    try: known = read_sealed(checksum_file)
     except UserError: known = {}
     if stamp not in known:
         known |= {stamp: sha256_file(path)}
-        try: write_sealed(book, known)
-        except UserError: pass  # it only saves time
+        try: write_sealed(checksum_file, known)
+        except UserError: pass  # without the file, the checksum is computed again next time
     return known[stamp]
 
 # %% ../../nbs/13_data.readers.ipynb #2f01b8b1
@@ -325,7 +328,7 @@ def source_fingerprint(
     path = Path(str(data)).expanduser()
     if kind == "sim":
         return fingerprint("sim", READER_VERSION, _sim_arguments(str(data)), SIMULATOR_VERSION)
-    if kind in ("spar", "record"):
+    if kind in ("spar", "spar file"):
         return fingerprint("spar", READER_VERSION, sha256_file(spar_path() if kind == "spar" else path))
     files = [path]
     if kind == "folder": files = [_find_file(path, "train"), _find_file(path, "train_demographics", needed=False)]

@@ -29,7 +29,7 @@ def sequence_of_row(offsets: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 def rows_of(offsets: np.ndarray, index) -> np.ndarray:
-    "int64: the rows of the sequences `index`, one sequence after the other."
+    "int64 `[rows of these sequences]`: the rows of the sequences `index`, one sequence after the other."
     index = np.asarray(index, np.int64)
     start, length = offsets[index], np.diff(offsets)[index]
     return np.arange(length.sum()) + np.repeat(start - offsets_of(length)[:-1], length)
@@ -37,7 +37,7 @@ def rows_of(offsets: np.ndarray, index) -> np.ndarray:
 # %% ../../nbs/01_data.sequences.ipynb #d603731c
 @lru_cache(maxsize=16)
 def column_positions(names: tuple[str, ...]) -> dict[str, int]:
-    "Name → its position."
+    "Channel → its row in `SequenceTable.values`."
     return {name: i for i, name in enumerate(names)}
 
 # %% ../../nbs/01_data.sequences.ipynb #8a27a8d2
@@ -85,26 +85,26 @@ def _span(low: float, high: float, unit: str, digits: int = 0) -> str:
     return f"{low} {unit}" if low == high else f"{low} – {high} {unit}"
 
 # %% ../../nbs/01_data.sequences.ipynb #977cc738
-def _facts(table: SequenceTable) -> dict[str, str]:
-    "What a reader wants to know of a table first: name → text."
+def _overview(table: SequenceTable) -> dict[str, str]:
+    "What a notebook shows of a table: property → text."
     rate = np.asarray(table.meta.get("sample_rate_hz", np.full(len(table), np.nan)), float)
     known = rate[np.isfinite(rate)]
-    facts = {"sequences": f"{len(table):,} of {len(np.unique(table.meta['subject'])):,} subjects",
+    overview = {"sequences": f"{len(table):,} of {len(np.unique(table.meta['subject'])):,} subjects",
              "rows": f"{table.rows:,}; {_span(table.lengths.min(), table.lengths.max(), 'a sequence')}",
              "sample rate": _span(known.min(), known.max(), "Hz", 1) if len(known) else "not known",
              "sensors": ", ".join(f"{name} ({count})" for name, count in table.channel_counts().items()),
              "missing readings": f"{np.isnan(table.values).mean():.1%}"}
     if table.labelled:
         labels, counts = np.unique(table.meta["gesture"], return_counts=True)
-        facts["gestures"] = f"{len(labels)}; {_span(counts.min(), counts.max(), 'sequences each')}"
-    return facts
+        overview["gestures"] = f"{len(labels)}; {_span(counts.min(), counts.max(), 'sequences each')}"
+    return overview
 
 # %% ../../nbs/01_data.sequences.ipynb #c67d4921
 def table_html(table: SequenceTable) -> str:
-    "The table as a notebook shows it."
+    "The overview of a table as HTML, for notebooks."
     cell = "text-align:left;padding:1px 12px 1px 0"
     rows = [f"<tr><th style='{cell}'>{escape(name)}</th><td style='{cell}'>{escape(text)}</td></tr>"
-            for name, text in _facts(table).items()]
+            for name, text in _overview(table).items()]
     return f"<table>{''.join(rows)}</table>"
 
 # %% ../../nbs/01_data.sequences.ipynb #45c3a993
@@ -127,11 +127,11 @@ def table_from_arrays(
     x: Sequence[np.ndarray],   # n arrays [channels, steps] of any lengths, or one array [n, channels, steps]
     names: Iterable[str],      # channel names
     gesture=None,              # n labels
-    subject=None,              # n people; None: everyone is someone else
+    subject=None,              # n people; None: each sequence is of another person
     rate_hz: float = np.nan,   # samples a second
     **meta,                    # further arrays of n entries
 ) -> SequenceTable:
-    "A table of sequences that are at hand as arrays."
+    "A table of sequences that are in memory as arrays. `UserError` if the parts do not fit together."
     names, n = tuple(names), len(x)
     if n: values = np.concatenate([np.asarray(a, np.float32) for a in x], axis=1)
     else: values = np.zeros((len(names), 0), np.float32)
@@ -173,7 +173,7 @@ def blocks(offsets: np.ndarray, max_rows: int) -> Iterator[tuple[int, int]]:
 
 # %% ../../nbs/01_data.sequences.ipynb #90beb6f3
 def concat(tables: Iterable[SequenceTable]) -> SequenceTable:
-    "Tables with the same channels, one after the other; metadata that not all have is left out."
+    "Tables one after the other; metadata that not all have is left out. `UserError` if their channels differ."
     tables = list(tables)
     names = tables[0].names
     if any(set(table.names) != set(names) for table in tables):
@@ -185,5 +185,5 @@ def concat(tables: Iterable[SequenceTable]) -> SequenceTable:
                          {key: np.concatenate([table.meta[key] for table in tables]) for key in keys})
 
 def with_meta(table: SequenceTable, **meta) -> SequenceTable:
-    "A table with more (or other) metadata; the rows are shared."
+    "The table with these arrays `[n]` added to its metadata, or replaced there; the rows are shared."
     return replace(table, meta=table.meta | {key: np.asarray(values) for key, values in meta.items()})

@@ -20,14 +20,14 @@ from ..schema import ACC, GRAVITY, THM, TOF
 
 # %% ../../nbs/33_evaluation.flip.ipynb #09782b68
 def _sequence_means(t: SequenceTable, x, where=None) -> np.ndarray:
-    "float64 `[k, n]`: means of x `[k, rows]` over the rows of each sequence (those `where` is set); NaN if none is."
+    "float64 `[k, n]`: means of x `[k, rows]` over the finite rows of each sequence (where `where`); NaN without any."
     finite = np.isfinite(x) if where is None else np.isfinite(x) & where
     def total(values): return np.add.reduceat(values, t.offsets[:-1], axis=1, dtype=np.float64)
     count = total(finite)
     return np.divide(total(np.where(finite, x, 0)), count, out=np.full(count.shape, np.nan), where=count > 0)
 
 def _acc_signs(t: SequenceTable, hand) -> np.ndarray:
-    "float64 `[n, 10]`: mean acceleration along x and y, and products with z, of the sequence and its outer thirds."
+    "float64 `[n, 10]`: mean acceleration in g along x and y and products with z, of the sequence and its outer thirds."
     row = np.arange(t.rows) - np.repeat(t.offsets[:-1], t.lengths)
     third = np.repeat(t.lengths, t.lengths) / 3
     acc = t.channels(ACC) / GRAVITY
@@ -40,7 +40,7 @@ def _acc_signs(t: SequenceTable, hand) -> np.ndarray:
 
 # %% ../../nbs/33_evaluation.flip.ipynb #3472ee49
 def _far_signs(t: SequenceTable, hand) -> np.ndarray:
-    "float64 `[n, 8]`: which of two opposite sensors is warmer, which is nearer to something, which half of a grid is."
+    "float64 `[n, 8]`: differences in temperature (5 °C) and nearness (0 … 1) of opposite sensors and halves of a grid."
     temperature, distance = t.channels(THM), t.channels(TOF)
     warm = _sequence_means(t, np.where(temperature < 20, np.nan, temperature)) / 5
     near = _sequence_means(t, np.where(distance < 0, 0, 250 - distance) / 250).reshape(5, 8, 8, len(t))
@@ -54,20 +54,20 @@ def _far_signs(t: SequenceTable, hand) -> np.ndarray:
         upper[1] + upper[3], (left[1] + left[3]) * hand], axis=1)
 
 # %% ../../nbs/33_evaluation.flip.ipynb #4263a7bf
-_FAR_CHANNELS = {*THM, *TOF}
-Signs = dict[str, np.ndarray]   # group ('acc', 'far') → float64 [n, k]
+_FAR_CHANNELS = {*THM, *TOF}    # of the sensors that measure at a distance
+Signs = dict[str, np.ndarray]   # group → float64 [n, k]; 'acc': accelerometer, 'far': thermopiles and ToF sensors
 
 def flip_signs(
     table: SequenceTable,
-    max_rows: int = 200_000, # of a block that is computed at once
+    max_rows: int = 200_000, # rows of a block that is computed at once
 ) -> Signs:
-    """Numbers that a device turned by 180° negates, by group: 'acc' and, with thermopiles and ToF sensors, 'far'.
+    """Features that a device turned by 180° negates, by group: 'acc' and, with thermopiles and ToF sensors, 'far'.
 
-    NaN where the sensors are absent in a sequence. A `UserError` if the table has no acceleration.
+    NaN where a sequence lacks the sensors. A `UserError` if the table has no acceleration.
     """
     if not table.has("acc"):
-        raise UserError("Without acceleration nobody can say which way a device is worn: "
-                        "the channels acc_x, acc_y, acc_z are needed.")
+        raise UserError("The orientation of a device is detected from acceleration, and the data have none: "
+                        "add the channels acc_x, acc_y, acc_z.")
     handed = np.asarray(table.meta.get("handedness", np.ones(len(table))), float)
     hand = np.where(handed == 0, -1.0, 1.0)
     functions = {"acc": _acc_signs} | ({"far": _far_signs} if _FAR_CHANNELS <= {*table.names} else {})
@@ -82,29 +82,29 @@ def flip_signs(
 # %% ../../nbs/33_evaluation.flip.ipynb #96f40254
 @dataclass(frozen=True)
 class SignModel:
-    "The weighted sum of a group of signs in people who wear the device the usual way."
+    "The distribution of a weighted sum of signs in people who wear the device the usual way."
     weights: np.ndarray  # float64 [k]
-    mean: float          # usual sum
+    mean: float          # mean of the weighted sum over people
     between: float       # variance between people
     within: float        # variance between sequences of one person
 
-    def evidence(self, total, n):
-        "Log odds that a device is turned, from the total over `n` sequences of one person; scalars or arrays."
+    def evidence(self, total: float | np.ndarray, n: int | np.ndarray) -> float | np.ndarray:
+        "Log likelihood ratio of turned to usual, from the total of the weighted sums over `n` sequences of a person."
         n = np.maximum(n, 1e-9)
         return -2 * self.mean * (total / n) / (self.between + self.within / n)
 
 # %% ../../nbs/33_evaluation.flip.ipynb #caa726fa
 def _sum_by_person(x, who, people: int) -> tuple[np.ndarray, np.ndarray]:
-    "(sums `[people, k]`, counts `[people]`) over the rows of `x` without NaN."
+    "(sums float64 `[people, k]`, counts int64 `[people]`) of each person, over the rows of `x` without NaN."
     finite = np.isfinite(x).all(1)
     total = np.zeros((people, x.shape[1]))
     np.add.at(total, who[finite], x[finite])
     return total, np.bincount(who[finite], minlength=people)
 
 def _sign_weights(means) -> np.ndarray:
-    """float64 `[k]`: the weights whose sum has the greatest mean for its deviation, from means `[people, k]`.
+    """float64 `[k]`: weights that maximise mean over deviation of the weighted sum, from means `[people, k]`.
 
-    The covariance is shrunk towards a multiple of the identity, the more, the fewer people there are.
+    The covariance is shrunk towards a multiple of the identity, and more so for fewer people.
     """
     covariance, k = np.atleast_2d(np.cov(means.T)), means.shape[1]
     shrinkage = k / (k + len(means))
@@ -115,9 +115,9 @@ def _sign_weights(means) -> np.ndarray:
 
 # %% ../../nbs/33_evaluation.flip.ipynb #b31995ec
 class _PersonStatistics(NamedTuple):
-    "A group of signs, person by person."
-    means: np.ndarray       # float64 [people, k], of those who have the sensors
-    counts: np.ndarray      # int64 [people] sequences
+    "Statistics of a group of signs by person."
+    means: np.ndarray       # float64 [people, k], of the people whose device has the sensors
+    counts: np.ndarray      # int64 [people]: sequences
     covariance: np.ndarray  # float64 [k, k]: between the sequences of one person
     index: np.ndarray       # int64 [people]: their numbers among all people
 
@@ -130,7 +130,7 @@ def _person_statistics(x, who, people: int) -> _PersonStatistics:
     return _PersonStatistics(total[index] / n[index, None], n[index], covariance, index)
 
 def _fit_group(s: _PersonStatistics, side, chosen) -> SignModel:
-    "A `SignModel` from the people `chosen` (bool), whose side is believed to be `side` (+1 usual, -1 turned)."
+    "A `SignModel` from the people `chosen` (bool mask); `side` is +1 for usual and -1 for turned."
     means, n = (s.means * side[s.index][:, None])[chosen[s.index]], s.counts[chosen[s.index]]
     sums = []
     for k in range(min(5, len(means))):
@@ -145,20 +145,21 @@ def _fit_group(s: _PersonStatistics, side, chosen) -> SignModel:
 @dataclass(frozen=True)
 class FlipDetector:
     "Log odds that a person wears the device upside down."
-    models: dict[str, SignModel]  # by group
+    models: dict[str, SignModel]  # group → model
     prior: float = 0.03           # share of people who do
 
     def sums(self, signs: Signs) -> dict[str, np.ndarray]:
-        "Group → float64 `[n]` weighted sums; NaN where the sensors are absent."
+        "Group → float64 `[n]` weighted sums; NaN where a sequence lacks the sensors."
         return {group: signs[group] @ model.weights for group, model in self.models.items() if group in signs}
 
-    def log_odds(self, totals: dict, counts: dict):
-        "Log odds from totals of the weighted sums and numbers of sequences by group; scalars or arrays."
+    def log_odds(self, totals: dict, counts: dict) -> float | np.ndarray:
+        "Log odds of turned, from group → totals of the weighted sums, and group → numbers of sequences."
         evidence = [np.where(counts[group] > 0, self.models[group].evidence(totals[group], counts[group]), 0)
                     for group in totals]
         return np.log(self.prior / (1 - self.prior)) + sum(evidence)
 
     def as_json(self) -> dict[str, object]:
+        "Plain values for `read_detector`."
         models = {}
         for group, model in self.models.items():
             models[group] = {name: np.asarray(value).tolist() for name, value in vars(model).items()}
@@ -210,8 +211,8 @@ def fit_flip_detector(
     statistics = {group: _person_statistics(values, who, len(names)) for group, values in signs.items()}
     statistics = {group: s for group, s in statistics.items() if len(s.index) >= 5}
     if not statistics:
-        raise UserError(f"There are only {len(names)} people: how a device is usually worn cannot be told "
-                        "from fewer than five.")
+        raise UserError(f"There are only {len(names)} people, and the usual way of wearing a device cannot be "
+                        "learned from fewer than five: record more people, or set --flip off.")
     side = np.ones(len(names))
     for _ in range(rounds):
         turned = _leave_one_out_log_odds(statistics.values(), side, prior) > 0
@@ -223,20 +224,20 @@ def fit_flip_detector(
 
 # %% ../../nbs/33_evaluation.flip.ipynb #277222e8
 def is_flipped(detector: FlipDetector, signs: Signs, subjects) -> np.ndarray:
-    "bool `[n]`: whether the person of each sequence is more likely turned than not, by all their sequences together."
+    "bool `[n]`: whether the person of each sequence more likely wears the device turned, from all their sequences."
     names, odds = person_log_odds(detector, signs, subjects)
     return (odds > 0)[np.searchsorted(names, np.asarray(subjects).astype(str))]
 
 # %% ../../nbs/33_evaluation.flip.ipynb #31f19d23
 @dataclass
 class FlipWatch:
-    "Detects turned devices while the sequences of several people arrive. Safe to call from several threads."
+    "Detects turned devices while the sequences of several people arrive. Thread-safe."
     detector: FlipDetector
     people: dict[str, dict] = field(default_factory=dict)  # subject → group → (total of the sums, sequences)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __call__(self, table: SequenceTable) -> bool:
-        "Adds the one sequence of `table`; True if its person is more likely turned than not, by all sequences so far."
+        "Adds the one sequence of `table`; True if its person more likely wears the device turned, from all so far."
         sums = self.detector.sums(flip_signs(table))
         subject = str(table.meta["subject"][0])
         with self.lock:

@@ -18,13 +18,13 @@ from ..schema import GESTURES, TARGETS
 
 # %% ../../nbs/30_evaluation.metric.ipynb #a0079139
 def label_indices(
-    labels,               # [n] names, or whole numbers that are indices already
-    classes,              # the names, in the order of the indices
-    what: str = "label",  # what an error message calls them
+    labels,               # [n] names, or integers that are indices already
+    classes,              # the C names, in the order of the indices
+    what: str = "label",  # what an error message calls a label
 ) -> np.ndarray:
     "int64 `[n]`: the index of each label in `classes`; a `UserError` for a label that is not a class."
     labels, names = np.asarray(labels), np.asarray(list(classes)).astype(str)
-    if labels.ndim != 1: raise UserError(f"The {what}s have the shape {labels.shape}; give one {what} a sequence.")
+    if labels.ndim != 1: raise UserError(f"The {what}s have the shape {labels.shape}; give one {what} per sequence.")
     if labels.dtype.kind in "iu":
         if len(labels) and not (0 <= labels.min() and labels.max() < len(names)):
             raise UserError(f"A {what} is a number outside 0 … {len(names) - 1}.")
@@ -42,7 +42,7 @@ def _index_pair(y_true, y_pred, classes) -> tuple[np.ndarray, np.ndarray]:
     "Both label lists as indices; a `UserError` if they do not belong together."
     if len(y_true) != len(y_pred):
         raise UserError(f"There are {len(y_true)} true labels but {len(y_pred)} predictions: "
-                        "give one prediction a sequence.")
+                        "give one prediction per sequence.")
     if len(y_true) == 0: raise UserError("There is nothing to score: no labels were given.")
     return label_indices(y_true, classes, "true label"), label_indices(y_pred, classes, "prediction")
 
@@ -52,12 +52,12 @@ def confusion_counts(
     y_pred,   # [n] names or indices
     classes,  # the C names
 ) -> np.ndarray:
-    "int64 `[C, C]`: rows are the truth, columns the predictions, as in `sklearn.metrics.confusion_matrix`."
+    "int64 `[C, C]`: rows are the true classes, columns the predicted ones, as in `sklearn.metrics.confusion_matrix`."
     true, pred = _index_pair(y_true, y_pred, classes)
     return np.bincount(true * len(classes) + pred, minlength=len(classes)**2).reshape(len(classes), -1)
 
 def _ratio(a, b) -> np.ndarray:
-    "a / b, and 0 where b is 0."
+    "float64: a / b, and 0 where b is 0."
     return np.divide(a, b, out=np.zeros(np.shape(b)), where=np.asarray(b) > 0)
 
 # %% ../../nbs/30_evaluation.metric.ipynb #b98afca0
@@ -82,14 +82,14 @@ def accuracy_of(
 
 # %% ../../nbs/30_evaluation.metric.ipynb #e45a06f1
 def _merge_classes(counts, group, n: int) -> np.ndarray:
-    "Counts of `n` classes, after class i has become class `group[i]`."
-    m = np.eye(n, dtype=np.int64)[np.asarray(group)]
-    return m.T @ counts @ m
+    "int64 `[..., n, n]`: the counts after class i has become class `group[i]`."
+    membership = np.eye(n, dtype=np.int64)[np.asarray(group)]    # [C, n]
+    return membership.T @ counts @ membership
 
 class ScoreParts(NamedTuple):
-    "The two halves of the competition's score, float64 `[...]` each."
-    binary: np.ndarray  # F1 of target against the rest
-    macro: np.ndarray   # macro F1 with one class for all gestures that are no targets
+    "The two parts of the competition's score, float64 `[...]` each."
+    binary: np.ndarray  # F1 of targets against everyday gestures
+    macro: np.ndarray   # macro F1 with one class for all everyday gestures
 
 # %% ../../nbs/30_evaluation.metric.ipynb #3a1e5c70
 def score_parts(
@@ -109,7 +109,7 @@ def score_of(counts, classes) -> np.ndarray:
 
 # %% ../../nbs/30_evaluation.metric.ipynb #45080745
 def _score_entries(parts: ScoreParts) -> dict[str, float]:
-    "The score and its parts as they are reported."
+    "The score and its parts under the names of reports and files."
     binary, macro = parts
     return {"score": float(binary + macro) / 2, "f1_binary": float(binary), "f1_macro": float(macro)}
 
@@ -117,28 +117,28 @@ def competition_score(
     y_true,  # [n] gestures
     y_pred,  # [n] gestures
 ) -> dict[str, float]:
-    "score = ½ · f1_binary + ½ · f1_macro; anything that is not one of the 18 gestures is a `UserError`."
+    "score = ½ · f1_binary + ½ · f1_macro. Raises `UserError` for a label that is not one of the 18 gestures."
     return _score_entries(score_parts(confusion_counts(y_true, y_pred, GESTURES), GESTURES))
 
 # %% ../../nbs/30_evaluation.metric.ipynb #c34a7c19
 def _submission_columns(table, what: str) -> tuple[np.ndarray, np.ndarray]:
-    "(sequence_id, gesture) as strings; a `UserError` for a missing column or a duplicate sequence."
+    "(sequence_id, gesture), str `[n]` each; a `UserError` for a missing column or a duplicate sequence."
     for name in ("sequence_id", "gesture"):
         if name not in table: raise UserError(f"The {what} has no column '{name}'.")
     ids = np.asarray(table["sequence_id"]).astype(str)
     unique, n = np.unique(ids, return_counts=True)
-    if (n > 1).any(): raise UserError(f"Sequence {unique[np.argmax(n)]} stands in the {what} more than once.")
+    if (n > 1).any(): raise UserError(f"Sequence {unique[np.argmax(n)]} occurs more than once in the {what}.")
     return ids, np.asarray(table["gesture"]).astype(str)
 
 def score_submission(
-    solution,    # dict of arrays or data frame with sequence_id and gesture
-    submission,  # the same of the predictions
+    solution,    # dict of arrays or data frame with the columns sequence_id and gesture: the truth
+    submission,  # the same for the predictions, in any order of rows
 ) -> dict[str, float]:
-    "`competition_score` of predictions whose rows may be in another order."
+    "`competition_score` of a submission. Raises `UserError` unless it has exactly the solution's sequences."
     true_ids, truth = _submission_columns(solution, "solution")
     ids, predictions = _submission_columns(submission, "submission")
     if len(different := np.setxor1d(true_ids, ids)):
-        problem = "not answered" if different[0] in true_ids else "answered but not in the solution"
+        problem = "missing from the submission" if different[0] in true_ids else "not in the solution"
         raise UserError(f"Sequence {different[0]} is {problem}: the submission needs exactly the solution's sequences.")
     return competition_score(truth[np.argsort(true_ids)], predictions[np.argsort(ids)])
 
@@ -152,7 +152,7 @@ def scores(
     y_pred,   # [n] names or indices
     classes,  # the C names
 ) -> dict[str, object]:
-    "accuracy, macro_f1, n, per_class (name → F1, times true) and, for the competition's classes, score with its parts."
+    "accuracy, macro_f1, n, per_class (name → f1 and n, times true); for the competition's classes score and parts too."
     counts = confusion_counts(y_true, y_pred, classes)
     rows = zip(classes, f1_of(counts), counts.sum(1))
     per_class = {str(name): {"f1": float(f1), "n": int(n)} for name, f1, n in rows}
@@ -168,13 +168,17 @@ METRICS = {
     "score": score_of,
 }
 
-def subject_counts(y_true, y_pred, subjects, classes) -> np.ndarray:
+def subject_counts(
+    y_true, y_pred,  # [n] names or indices
+    subjects,        # [n] who made each sequence
+    classes,         # the C names
+) -> np.ndarray:
     "int64 `[subjects, C, C]`: confusion counts of each subject, in the order of their sorted names."
     true, pred = _index_pair(y_true, y_pred, classes)
     n = len(classes)
-    names, who = np.unique(np.asarray(subjects).astype(str), return_inverse=True)
-    if len(who) != len(true): raise UserError(f"There are {len(who)} subjects for {len(true)} labels.")
-    return np.bincount((who * n + true) * n + pred, minlength=len(names) * n * n).reshape(-1, n, n)
+    names, person = np.unique(np.asarray(subjects).astype(str), return_inverse=True)
+    if len(person) != len(true): raise UserError(f"There are {len(person)} subjects for {len(true)} labels.")
+    return np.bincount((person * n + true) * n + pred, minlength=len(names) * n * n).reshape(-1, n, n)
 
 # %% ../../nbs/30_evaluation.metric.ipynb #5be2f901
 def resampled(
@@ -182,22 +186,22 @@ def resampled(
     rounds: int = 1000,
     seed: int = 0,
 ) -> np.ndarray:
-    "int64 `[rounds, C, C]`: counts summed over subjects drawn with repetition."
+    "int64 `[rounds, C, C]`: counts summed over as many subjects, drawn with replacement."
     n = len(counts)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=rounds)
     return (draws @ counts.reshape(n, -1)).reshape(rounds, *counts.shape[1:])
 
 # %% ../../nbs/30_evaluation.metric.ipynb #07de2efa
 def bootstrap_interval(
-    y_true, y_pred,                    # [n] names or indices
-    subjects,                          # [n] who made each sequence
+    y_true, y_pred,                       # [n] names or indices
+    subjects,                             # [n] who made each sequence
     metric: str | Callable = "macro_f1",  # accuracy, macro_f1, score, or a function of (counts [..., C, C], classes)
     rounds: int = 1000,
     seed: int = 0,
-    classes=None,                      # default: the names that occur
-    level: float = 0.95,
+    classes=None,                         # default: the names that occur
+    level: float = 0.95,                  # coverage
 ) -> dict[str, float]:
-    "value, low and high: the metric, and the middle `level` of it when subjects are drawn with repetition."
+    "value, low, high: the metric, and the central `level` of its values when subjects are drawn with replacement."
     if classes is None:
         classes = np.unique(np.concatenate([np.asarray(y_true).astype(str), np.asarray(y_pred).astype(str)]))
     counts = subject_counts(y_true, y_pred, subjects, classes)

@@ -26,21 +26,21 @@ DROP = drop_groups()                # of the built-in sensors
 
 @dataclass(frozen=True)
 class Augment:
-    "How strongly to augment. `names` and `flags` describe the batch; whoever trains fills them in."
-    stretch: float = 0.15     # a sequence is read up to so much faster or slower
-    shift: float = 0.1        # and up to such a share of its length earlier or later
+    "How strongly to augment. `names` and `flags` describe the batch; the training fills them in."
+    stretch: float = 0.15     # time warping: up to this share faster or slower
+    shift: float = 0.1        # … and up to this share of its length earlier or later
     mirror: float = 0.0       # probability that a sequence is mirrored; set by the options of a fold
     axis: str = "x"           # device axis along the forearm, for mirroring
     turn: float = 0.15        # rad; deviation of the rotation of the device on the wrist
     heading: bool = True      # the world's axes are rotated to any compass direction
-    scale: float = 0.1        # deviation of the logarithm of the strength of motion
+    scale: float = 0.1        # deviation of the logarithm of the factor of motion
     noise: float = 0.03       # in deviations of each feature in its sequence
     mixup: float = 0.3        # probability that a sequence is mixed with another one
     cutmix: float = 0.2       # probability that a span of it is replaced by another one's
     alpha: float = 0.4        # of the Beta distribution of the shares
-    align: bool = True        # mixup lets both gestures begin together, where it is known when they do
-    drop: tuple[tuple[str, float], ...] = DROP  # sensors that fall silent together, and the probability
-    drop_one: float = 0.05    # probability that a device of a sensor with several devices falls silent
+    align: bool = True        # mixup lets both gestures begin together, if their beginnings are known
+    drop: tuple[tuple[str, float], ...] = DROP  # sensors to drop together, and the probability
+    drop_one: float = 0.05    # probability that a device of a sensor with several devices is dropped
     names: tuple[str, ...] = ()  # features, as in `FrameFeatures.names`
     flags: tuple[str, ...] = ()  # masks, as in `FrameFeatures.masks`
 
@@ -69,6 +69,7 @@ def _warped_times(mask: torch.Tensor, stretch: float, shift: float, generator) -
     delay = shift * mask.sum(1, keepdim=True).cpu() * random()
     return (n - 1 - (n - 1 - torch.arange(n)) * speed - delay).to(mask.device)
 
+# %% ../../nbs/29_features.augment.ipynb #445390be
 def warp(
     batch: Tensors,
     stretch: float,  # faster or slower by up to this share
@@ -235,6 +236,7 @@ def silenced_features(names: tuple[str, ...], flags: tuple[str, ...]) -> torch.T
         rows.append([name == device or name.startswith((device + "_", device + ".")) for name in names])
     return torch.tensor(rows, dtype=torch.bool).reshape(len(flags), len(names))
 
+# %% ../../nbs/29_features.augment.ipynb #e5967945
 def drop_sensors(
     batch: Tensors,
     names: tuple[str, ...],
@@ -243,7 +245,7 @@ def drop_sensors(
     drop_one: float,                      # probability for each device of a sensor with several devices
     generator: torch.Generator,
 ) -> Tensors:
-    "Groups of sensors, and single devices, silent at random."
+    "Drops groups of sensors and single devices at random: their features and flags become 0."
     n = len(batch["x"])
     keep = torch.ones(n, len(flags))
     for group, probability in drop:
@@ -296,6 +298,7 @@ class MixShares(NamedTuple):
     share_by_step: torch.Tensor  # float32 [B, L]: of the features
     mixed: torch.Tensor          # bool [B]: by mixup
 
+# %% ../../nbs/29_features.augment.ipynb #7bf42151
 def draw_shares(
     n: int,
     steps: int,
@@ -323,10 +326,11 @@ def draw_shares(
 
 # %% ../../nbs/29_features.augment.ipynb #0b2a3253
 def _interpolate(a: torch.Tensor, b: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    "The mean of `a` and `b`, in which `a` has the weight `share`."
     return a * share + b * (1 - share)
 
 def _mixed_phase(phase: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    "The later phase where both are seen."
+    "The phase of mixed steps: the later of the two where both sequences contribute."
     return torch.where(share == 1, phase, torch.where(share == 0, other, torch.maximum(phase, other)))
 
 def _mixed_grids(grids: torch.Tensor, other: torch.Tensor, share: torch.Tensor, dtype) -> torch.Tensor:

@@ -25,7 +25,7 @@ from .motion import RowFeatures, motion_features, read_channels
 from .physics import Rows, difference, fill_gaps
 
 # %% ../../nbs/23_features.compute.ipynb #23a00001
-FRAMES_VERSION = 1   # grows with every change that changes a number: stored features of another version are not used
+FRAMES_VERSION = 1   # raise it with every change of a result: stored features of another version are not used
 
 # %% ../../nbs/23_features.compute.ipynb #5b72711d
 @lru_cache(maxsize=256)
@@ -80,10 +80,11 @@ def _sums_of_devices(x, rows: Rows, far: int, grids) -> tuple[np.ndarray, GridSu
     return present.reshape(k, -1), by_device
 
 # %% ../../nbs/23_features.compute.ipynb #5e7c4c79
-FEW_ROWS = 1000   # rows up to which all devices are computed at once: calls cost more than sums there
+FEW_ROWS = 1000   # up to so many rows, all devices are computed at once: then calls cost more than sums
 
 @lru_cache(maxsize=64)
 def _cells(devices: tuple[str, ...]) -> tuple[str, ...]:
+    "The columns of all cells of these devices: `('tof_1_v0', …)`."
     return tuple(f"{device}_v{j}" for device in devices for j in range(64))
 
 def _all_sums(x, rows: Rows, far: int, grids) -> tuple[np.ndarray, GridSums]:
@@ -165,7 +166,7 @@ def sample_rates(table: SequenceTable, settings: FrameSettings = FrameSettings()
 
 # %% ../../nbs/23_features.compute.ipynb #23a0000b
 class FeatureNames(NamedTuple):
-    "What a source with certain channels gets."
+    "What is computed from a table with certain channels."
     features: tuple[str, ...]
     masks: tuple[str, ...]
     grids: int                 # devices with time-of-flight grids
@@ -192,6 +193,7 @@ def _compute_block(table: SequenceTable, rate, settings: FrameSettings, values, 
     return masks
 
 def _check_settings(settings: FrameSettings) -> None:
+    "`UserError` if a setting is out of range."
     if 1 <= settings.far <= 500: return
     raise UserError(f"FrameSettings.far is {settings.far}, but must be from 1 to 500, "
                     "so that sums over a grid stay exact.")
@@ -240,7 +242,7 @@ def _apply(table: SequenceTable, change: ChannelMap, which) -> SequenceTable:
     return replace(table, values=np.where(rows, moved, table.values))
 
 # %% ../../nbs/23_features.compute.ipynb #23a00010
-def _exchange(sensor: Sensor, swaps, cell_order=None) -> dict[str, str]:
+def _sources_after_swaps(sensor: Sensor, swaps, cell_order=None) -> dict[str, str]:
     "Channel → source if devices change places; `cell_order(device)` says where the cells of an 8×8 grid come from."
     other = {a: b for swap in swaps for a, b in (swap, swap[::-1])}
     columns = dict(zip(sensor.device_names, sensor.devices))
@@ -263,17 +265,18 @@ def _mirror_map(registered: tuple[Sensor, ...]) -> ChannelMap:
     "What the other hand's device would have measured."
     def cells(device): return (_GRID[::-1] if device in ("tof_3", "tof_5") else _GRID[:, ::-1]).ravel()
     source = {}
-    for s in registered: source |= _exchange(s, s.mirror_swaps, cells if s.name == "tof" else None)
+    for s in registered: source |= _sources_after_swaps(s, s.mirror_swaps, cells if s.name == "tof" else None)
     return ChannelMap(source, _negated({"vector": "x", "pseudovector": "yz"}))
 
 @lru_cache(maxsize=4)
 def _half_turn_map(registered: tuple[Sensor, ...]) -> ChannelMap:
     "What a device turned by 180° about z would have measured; quaternions are multiplied by (0, 0, 0, 1)."
+    def half_turned_cells(device): return _GRID[::-1, ::-1].ravel()
     source = {"rot_w": "rot_z", "rot_x": "rot_y", "rot_y": "rot_x", "rot_z": "rot_w"}
     opposite = (("2", "4"), ("3", "5"))
     for name in ("thm", "tof"):
         swaps = [(f"{name}_{a}", f"{name}_{b}") for a, b in opposite]
-        source |= _exchange(SENSORS[name], swaps, (lambda device: _GRID[::-1, ::-1].ravel()) if name == "tof" else None)
+        source |= _sources_after_swaps(SENSORS[name], swaps, half_turned_cells if name == "tof" else None)
     signs = _negated({"vector": "xy", "pseudovector": "xy"})
     return ChannelMap(source, signs | {"rot_w": -1, "rot_x": 1, "rot_y": -1})
 

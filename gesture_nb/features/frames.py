@@ -6,6 +6,7 @@
 __all__ = ['map_array', 'FrameFeatures', 'FrameSettings', 'groups_of', 'take_frames']
 
 # %% ../../nbs/20_features.frames.ipynb #2a7795f4
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,11 +34,11 @@ def _covers_its_file(a) -> bool:
     return a.flags.c_contiguous and a.nbytes == Path(a.filename).stat().st_size
 
 def _to_state(a):
-    "What is pickled of an attribute: the file, dtype and shape of a memory map, everything else as it is."
+    "What is pickled for an attribute: file, dtype and shape of a memory map; anything else as it is."
     return ("map", str(a.filename), a.dtype.str, a.shape) if _covers_its_file(a) else a
 
 def _from_state(state):
-    "The attribute again."
+    "The attribute from what was pickled."
     is_map = isinstance(state, tuple) and len(state) == 4 and isinstance(state[0], str) and state[0] == "map"
     return map_array(*state[1:]) if is_map else state
 
@@ -67,7 +68,7 @@ class FrameFeatures:
 @dataclass(frozen=True)
 class FrameSettings:
     "What frame features depend on besides the rows."
-    channels: tuple[str, ...] | None = None  # the channels to expect, absent ones count as missing; None: the table's
+    channels: tuple[str, ...] | None = None  # channels to expect, absent ones count as missing; None: the table's
     rate_hz: float = CMI_RATE_HZ             # samples a second where the data does not say
     far: int = 255                           # the distance for "nothing came back", 1 to 500, in units of the sensor
     dead: float = SENSORS["thm"].valid[0]    # °C: a thermopile below it gives no reading
@@ -75,22 +76,22 @@ class FrameSettings:
     alone_seconds: float = 0.7               # … and with an accelerometer only
 
 # %% ../../nbs/20_features.frames.ipynb #633e6866
-def groups_of(names) -> dict[str, np.ndarray]:
+def groups_of(names: Iterable[str]) -> dict[str, np.ndarray]:
     "Group ('acc', 'motion', 'tof' …) → int64 positions of its features, in order of first appearance."
-    groups = [n.split(".", 1)[0] for n in names]
-    return {g: np.flatnonzero([h == g for h in groups]) for g in dict.fromkeys(groups)}
+    groups = np.array([name.split(".", 1)[0] for name in names])
+    return {group: np.flatnonzero(groups == group) for group in dict.fromkeys(groups.tolist())}
 
 # %% ../../nbs/20_features.frames.ipynb #5e2580a0
 def take_frames(
-    f: FrameFeatures,
+    frames: FrameFeatures,
     index,             # int64 [m]: positions of sequences; may repeat
 ) -> FrameFeatures:
     "The sequences `index`, copied, in that order."
-    rows = rows_of(f.offsets, index)
+    rows = rows_of(frames.offsets, index)
     return replace(
-        f,
-        values=f.values[rows],
-        offsets=offsets_of(f.lengths[index]),
-        masks={k: v[index] for k, v in f.masks.items()},
-        rate_hz=f.rate_hz[index],
-        grids=None if f.grids is None else f.grids[rows])
+        frames,
+        values=frames.values[rows],
+        offsets=offsets_of(frames.lengths[index]),
+        masks={k: v[index] for k, v in frames.masks.items()},
+        rate_hz=frames.rate_hz[index],
+        grids=None if frames.grids is None else frames.grids[rows])

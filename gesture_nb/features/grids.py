@@ -16,7 +16,7 @@ from .physics import Rows
 def quantise_distances(
     x,    # float32 [64, rows]; NaN: absent
 ) -> tuple[np.ndarray, np.ndarray]:  # (int16 [64, rows], absent as -2; bool [rows]: frames with any reading)
-    "Distances as whole numbers, and which frames hold some."
+    "Distances as whole numbers, and which frames have any reading."
     x = np.rint(x)
     np.fmax(x, np.float32(-2), out=x)
     largest = np.maximum.reduce(x, axis=0)
@@ -42,7 +42,7 @@ def _sum_halves_and_thirds(x) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/22_features.grids.ipynb #61d50a01
 class GridSums(NamedTuple):
-    "What `grid_features` needs to know of all cells of each frame, for `k` sensors; int16 unless stated otherwise."
+    "Sums and extremes over the cells of each frame, for `k` sensors; int16 unless stated otherwise."
     returns: np.ndarray   # int8 [k, rows]: cells with a return
     nearest: np.ndarray   # [k, rows]
     furthest: np.ndarray  # [k, rows]
@@ -84,7 +84,7 @@ def _region_means(sums, letter: str) -> dict[str, np.ndarray]:
     return {f"{letter}{i + 1}{j + 1}": means[:, i, j] for i in range(m) for j in range(m)}
 
 def _centre(sums, mass) -> np.ndarray:
-    "Position −1 … 1 `[k, rows]` of the nearness, `mass` in all, from the distances of columns or lines `[k, 8, rows]`."
+    "Centre of mass −1 … 1, `[k, rows]`, from the sums of columns or lines `[k, 8, rows]`; `mass`: total nearness."
     return np.add.reduce((sums[:, 3::-1] - sums[:, 4:]) * _OFFSETS, axis=1) / (7 * np.maximum(mass, 1))
 
 # %% ../../nbs/22_features.grids.ipynb #61d50011

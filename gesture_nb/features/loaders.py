@@ -25,7 +25,7 @@ _all_ = ["View", "choose_view", "gather_windows"]
 
 # %% ../../nbs/27_features.loaders.ipynb #75a3c7a7
 class SequenceDataset(Dataset):
-    "`dataset[positions]` is the padded batch of these positions."
+    "`dataset[positions]` is the padded batch of the sequences at these positions of `index`."
     def __init__(self,
         frames: FrameFeatures,
         index: np.ndarray,                            # int64 [m]: the sequences of `frames` that take part
@@ -53,12 +53,19 @@ class SequenceDataset(Dataset):
 
 # %% ../../nbs/27_features.loaders.ipynb #d9c68113
 class BatchOrder(Sampler):
-    "Yields int64 arrays of positions; `set_epoch` selects the shuffle, and the batch to begin with."
-    def __init__(self, n: int, batch_size: int, shuffle: bool = False, seed: int = 0):
+    "Yields int64 arrays of positions, one a batch; `set_epoch` selects the shuffle, and the batch to begin with."
+    def __init__(
+        self,
+        n: int,                # sequences
+        batch_size: int,       # sequences a batch, at most
+        shuffle: bool = False,
+        seed: int = 0,
+    ):
         self.n, self.size, self.shuffle, self.seed = n, batch_size, shuffle, seed
         self.epoch = self.first = 0
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
+        "Selects the order of an epoch (from 0), to begin with batch `first`."
         self.epoch, self.first = int(epoch), int(first)
 
     def __len__(self) -> int: return max(1, -(-self.n // self.size))
@@ -70,11 +77,11 @@ class BatchOrder(Sampler):
 
 # %% ../../nbs/27_features.loaders.ipynb #2df751c1
 def _ignore_interrupts(worker: int) -> None:
-    "Ctrl-C reaches the parent, which ends its workers."
+    "Makes a worker ignore Ctrl-C: the parent gets it as well, and ends its workers."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 class Loader(DataLoader):
-    "A DataLoader whose lost workers are an error where its batches are awaited, nowhere else."
+    "A DataLoader that raises the loss of a worker where a batch is awaited, and nowhere else."
     def check_worker_number_rationality(self): pass   # no warning about the number of workers
 
     def _get_iterator(self):
@@ -106,7 +113,10 @@ def make_loader(
 # %% ../../nbs/27_features.loaders.ipynb #82fcc138
 THREADED = ("tensorflow", "lightgbm", "sklearn", "polars")
 
-def safe_start_method(method: str, say: Callable[[str], object] | None = None) -> str:
+def safe_start_method(
+    method: str,                                 # 'spawn', 'fork' or 'forkserver'
+    say: Callable[[str], object] | None = None,  # gets a line if the method is changed
+) -> str:
     "`method`, or 'spawn' where forking could hang."
     loaded = [library for library in THREADED if library in sys.modules]
     if method != "fork" or not loaded: return method
@@ -139,7 +149,7 @@ class ResilientLoader:
         seed: int,                                   # of the order
         workers: int,                                # processes that fetch, at most one a batch; 0: this one does
         start_method: str,                           # 'spawn', 'fork' or 'forkserver'
-        say: Callable[[str], object] | None = None,  # gets a line when something changes
+        say: Callable[[str], object] | None = None,  # gets a line when workers are spawned or lost
     ):
         self.dataset, self.batch_size, self.seed, self.say = dataset, batch_size, seed, say
         self.workers = min(workers, -(-len(dataset) // batch_size))

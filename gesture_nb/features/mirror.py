@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # %% ../../nbs/28_features.mirror.ipynb #d2a506dc
-_MOTION = {"lin": "vector", "world": "vector", "jerk": "vector", "grav": "vector", "ang": "pseudovector"}
+_MOTION_RULES = {"lin": "vector", "world": "vector", "jerk": "vector", "grav": "vector", "ang": "pseudovector"}
 
 @lru_cache(maxsize=4)
-def _swapped_prefixes(known: tuple[Sensor, ...]) -> dict[str, str]:
+def _swapped_prefixes(registered: tuple[Sensor, ...]) -> dict[str, str]:
     "Prefixes of features and masks that change places: `'thm.3'` → `'thm.5'`, `'has_thm_3'` → `'has_thm_5'` and back."
     prefixes = {}
-    for device, other in [pair for sensor in known for pair in sensor.mirror_swaps]:
+    for device, other in [pair for sensor in registered for pair in sensor.mirror_swaps]:
         for a, b in ((device, other), (other, device)):
             prefixes[a.replace("_", ".", 1)] = b.replace("_", ".", 1)
             prefixes[f"has_{a}"] = f"has_{b}"
     return prefixes
 
 def _swap_device(name: str) -> str:
-    "The same feature or mask of the device on the other side, if there is one."
+    "The same feature or mask of the device on the other side; the name itself if there is none."
     for prefix, other in _swapped_prefixes(sensors()).items():
         if name == prefix or name.startswith(prefix + "_"): return other + name[len(prefix):]
     return name
@@ -60,7 +60,7 @@ _COMPONENT = re.compile(r"(?:.*[._])?([xyz])(?:_rate)?")   # 'x', 'lin_x', '1_x'
 def _mirror_rule(name: str) -> str:
     "'vector', 'pseudovector' or 'same', for a feature."
     group, _, rest = name.partition(".")
-    if group == "motion": return _MOTION.get(rest.rpartition("_")[0], "same")
+    if group == "motion": return _MOTION_RULES.get(rest.rpartition("_")[0], "same")
     sensor = sensor_of_feature(name)
     return sensor.mirror if sensor else "same"
 
@@ -92,7 +92,8 @@ class MirrorMap(NamedTuple):
     sign: np.ndarray   # float32 [F]
 
 @lru_cache(maxsize=32)
-def _mirror_map(names: tuple[str, ...], axis: str, known: tuple[Sensor, ...]) -> MirrorMap:
+def _mirror_map(names: tuple[str, ...], axis: str, registered: tuple[Sensor, ...]) -> MirrorMap:
+    "`mirror_map` for the sensors that are registered."
     position = {name: i for i, name in enumerate(names)}
     order = [position.get(mirrored_name(name), i) for i, name in enumerate(names)]
     signs = [mirrored_sign(name, axis) for name in names]

@@ -55,7 +55,7 @@ def read_channels(table: SequenceTable, names: tuple[str, ...]) -> np.ndarray | 
 
 # %% ../../nbs/22_features.motion.ipynb #22a00003
 class Readings(NamedTuple):
-    "What a sensor measured."
+    "The readings of one sensor."
     values: np.ndarray   # float32 [k, rows]: without gaps, 0 in sequences without any reading
     present: np.ndarray  # bool [n]: sequences with readings
 
@@ -103,7 +103,7 @@ def estimate_orientation(
 
 # %% ../../nbs/22_features.motion.ipynb #8b977126
 def free_of_gravity(acc, rows: Rows) -> np.ndarray:
-    "bool `[n]`: sequences whose acceleration `[3, rows]` is below 4 m/s² in more than an eighth of their rows."
+    "bool `[n]`: sequences without gravity: `acc` `[3, rows]` is below 4 m/s² in more than an eighth of their rows."
     return np.add.reduceat((norm(acc) < 4).astype(int), rows.first) > rows.lengths / 8
 
 def _mean_rise(acc, q, rows: Rows) -> np.ndarray:
@@ -113,7 +113,7 @@ def _mean_rise(acc, q, rows: Rows) -> np.ndarray:
 
 # %% ../../nbs/22_features.motion.ipynb #22a00009
 class Orientation(NamedTuple):
-    "How the device lies in the world."
+    "The orientation of the device in the world, row by row."
     q: np.ndarray         # unit quaternions [4, rows], device → world; estimated ones have an arbitrary heading
     gravity: np.ndarray   # [rows] m/s²: strength of the gravity that is in the accelerometer's readings
     measured: np.ndarray  # bool [n]: by a rotation sensor, not estimated
@@ -130,21 +130,22 @@ def find_orientation(
     "The orientation of all sequences: measured where there is a rotation sensor, elsewhere estimated."
     q, has_rot = measured_rotation(table, rows)
     linear = free_of_gravity(acc, rows)
-    if linear.any(): linear &= ~has_rot | (_mean_rise(acc, q, rows) < GRAVITY / 2)      # measured rotation knows better
+    if linear.any(): linear &= ~has_rot | (_mean_rise(acc, q, rows) < GRAVITY / 2)      # a rotation sensor decides
     gravity = rows.repeat(np.where(linear, 0, GRAVITY)).astype(np.float32)
     if has_rot.all(): return Orientation(q, gravity, has_rot)
-    rest = np.flatnonzero(~has_rot)
-    where = rows_of(rows.offsets, rest)
-    rest_rows = Rows(offsets_of(rows.lengths[rest]))
-    estimate = estimate_orientation(acc[:, where], gyr.values[:, where], gyr.present[rest], linear[rest], rate[rest],
-                                    rest_rows, settings)
+    without_rot = np.flatnonzero(~has_rot)
+    their_rows = rows_of(rows.offsets, without_rot)
+    estimated_rows = Rows(offsets_of(rows.lengths[without_rot]))
+    estimate = estimate_orientation(
+        acc[:, their_rows], gyr.values[:, their_rows], gyr.present[without_rot], linear[without_rot], rate[without_rot],
+        estimated_rows, settings)
     q, gravity = q.copy(), gravity.copy()
-    q[:, where], gravity[where] = estimate
+    q[:, their_rows], gravity[their_rows] = estimate
     return Orientation(q, gravity, has_rot)
 
 # %% ../../nbs/22_features.motion.ipynb #9648bc49
 class RowFeatures(NamedTuple):
-    "Features of one kind of sensor."
+    "Features of one kind of sensor, and which sequences have readings of its devices."
     values: dict[str, np.ndarray]  # feature → [rows]
     masks: dict[str, np.ndarray]   # mask → bool [n]: sequences with readings of the device
 

@@ -102,8 +102,9 @@ def decayed_sum(
 
     A parallel prefix sum in log₂(longest sequence) passes: Hillis & Steele, "Data parallel algorithms", CACM 29, 1986.
     """
-    x, reach = np.array(x[..., ::-1] if backward else x, float), (rows.after[::-1] if backward else rows.before)
-    decay, step = np.array(decay[::-1] if backward else decay, float), 1
+    reach = rows.before
+    if backward: x, decay, reach = x[..., ::-1], decay[::-1], rows.after[::-1]
+    x, decay, step = np.array(x, float), np.array(decay, float), 1
     while step < rows.longest:
         x[..., step:] = np.where(reach[step:] >= step, x[..., step:] + decay[step:] * x[..., :-step], x[..., step:])
         decay, step = decay * decay, step * 2
@@ -145,7 +146,7 @@ def norm(v) -> np.ndarray:
 
 # %% ../../nbs/21_features.physics.ipynb #dbd44f93
 def rotation_matrix(q) -> tuple[tuple[np.ndarray, ...], ...]:
-    "Rotation matrices of unit quaternions `[4, rows]`, as nine arrays `m[i][j]` `[rows]` (device → world)."
+    "Rotation matrices of unit quaternions `[4, rows]`: `m[i][j]` is an array `[rows]` (device → world)."
     w, x, y, z = q
     return ((1 - 2*(y*y + z*z), 2*(x*y - w*z), 2*(x*z + w*y)),
             (2*(x*y + w*z), 1 - 2*(x*x + z*z), 2*(y*z - w*x)),
@@ -205,7 +206,7 @@ def align_with_up(v) -> np.ndarray:
     size = norm(v)
     x, y, z = v / np.where(size > 0, size, 1)
     z = np.where(size > 0, z, 1)
-    upside_down = z < -1 + 1e-9           # about x, because every axis is as good
+    upside_down = z < -1 + 1e-9           # then any horizontal axis will do: x
     w = np.where(upside_down, 0, 1 + z)
     q = stack([w, np.where(upside_down, 1, y), np.where(upside_down, 0, -x), np.zeros_like(z)])
     return q / norm(q)

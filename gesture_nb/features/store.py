@@ -48,7 +48,7 @@ from .summary import SUMMARIES_VERSION, Summaries, summarise
 
 # %% ../../nbs/24_features.store.ipynb #65be4764
 def table_fingerprint(table: SequenceTable) -> str:
-    "A hash of what a table holds, for data that no file stands behind."
+    "A hash of a table's channels, boundaries, rates and readings, for data that does not come from a file."
     return fingerprint(list(table.names), table.offsets, sample_rates(table), *table.values)
 
 def frames_identity(
@@ -67,7 +67,7 @@ def frames_identity(
 
 # %% ../../nbs/24_features.store.ipynb #a7f957e3
 def _damage_of_file(path: Path, size: int, time: int, sha256: str, verify: bool) -> str:
-    "What is wrong with one file; '' if nothing is."
+    "What is wrong with one file, in a few words; '' if nothing is. `size` in bytes, `time` in ns."
     if not path.is_file(): return f"{path.name} is missing"
     actual_size, actual_time = size_and_time(path)
     if actual_size != size: return f"{path.name} is truncated or grown ({actual_size:,} bytes instead of {size:,})"
@@ -95,7 +95,7 @@ def find_damage(
 # %% ../../nbs/24_features.store.ipynb #c690cd0f
 @contextmanager
 def _exclusive(store: Store, reporter: Reporter):
-    "Holds the store's lock; says so if another process has it."
+    "Holds the store's lock; shows a task while another process has it. `UserError` if the folder cannot be used."
     import filelock
     try:
         Path(store.folder).mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ def _read_only(e: UserError) -> bool:
 
 # %% ../../nbs/24_features.store.ipynb #9e8975f5
 def _computed(tables: Iterable[SequenceTable], block_rows: int, physics: FrameSettings) -> Iterator[FrameFeatures]:
-    "Blocks of features, the next one being computed while the caller writes the one before."
+    "Yields blocks of features; a thread computes the next one while the caller writes this one."
     parts = (slice_sequences(t, a, b) for t in tables for a, b in blocks(t.offsets, block_rows))
     with ThreadPoolExecutor(1) as pool:
         previous = None
@@ -124,8 +124,8 @@ def _computed(tables: Iterable[SequenceTable], block_rows: int, physics: FrameSe
             previous = job
         if previous: yield previous.result()
 
-def _lay_out_again(store: Store, reason: str, total, reporter: Reporter, every: int) -> str:
-    "Makes the arrays from the record; returns why that was not possible, '' if it was."
+def _rebuild_arrays(store: Store, reason: str, total, reporter: Reporter, every: int) -> str:
+    "Writes the raw arrays and the index from the record; returns why that failed, '' if it did not."
     title = f"Feature arrays are laid out again from their record: {reason}"
     try:
         with reporter.task(title, total, every=every) as task:
@@ -142,9 +142,9 @@ class _Source(NamedTuple):
     block_rows: int
 
 def _build(store: Store, source: _Source, reason: str, reporter: Reporter, every: int) -> None:
-    "Makes the store complete: from its own record if that is sound, else from the data."
+    "Writes the missing or damaged files: from the record if that is undamaged, else from the data."
     if store.record.is_file() and not reason.startswith(("the feature version", store.record.name)):
-        problem = _lay_out_again(store, reason, source.total, reporter, every)
+        problem = _rebuild_arrays(store, reason, source.total, reporter, every)
         if not problem: return
         reason = f"{reason}, and {problem}"
     with reporter.task(f"Frame features are computed: {reason}", source.total, every=every) as task:
@@ -152,13 +152,13 @@ def _build(store: Store, source: _Source, reason: str, reporter: Reporter, every
         write_store(store, pieces, (RECORD, VALUES, GRIDS, INDEX), task)
 
 def _in_memory(table: SequenceTable, folder, reporter: Reporter, every: int, physics: FrameSettings) -> FrameFeatures:
-    "Features for this process alone, where nothing can be written."
+    "Computes the features for this process alone, where nothing can be written."
     reporter.say(f"Warning: {Path(folder).name} cannot be written, so the features are kept in memory: "
                  "nothing is shared between processes and runs.")
     with reporter.task("Frame features", len(table), every=every) as task:
-        f = frame_features(table, physics)
-        task.advance(len(f))
-    return f
+        frames = frame_features(table, physics)
+        task.advance(len(frames))
+    return frames
 
 # %% ../../nbs/24_features.store.ipynb #eae26c21
 def load_or_build(
@@ -172,7 +172,10 @@ def load_or_build(
     verify: bool = False,                # compare full checksums instead of sizes and times
     block_rows: int = 30_000,            # rows at a time: bounds the memory, changes no byte
 ) -> FrameFeatures:
-    "The frame features of a table, from the store if it is current, else computed and stored."
+    """The frame features of a table, from the store if it is current, else computed and stored.
+
+    `UserError` if the folder cannot be used. In a read-only folder, features of a table stay in memory.
+    """
     every, reporter = (settings or Settings()).feature_log_every, reporter or Quiet()
     whole = isinstance(table, SequenceTable)
     if folder is None: return frame_features(table, physics)
@@ -188,7 +191,7 @@ def load_or_build(
         return _in_memory(table, folder, reporter, every, physics)
 
 def _load_or_build(store: Store, source: _Source, reporter: Reporter, every: int, verify: bool) -> FrameFeatures:
-    "The features of a sound store, which is built first if there is none."
+    "The features of an undamaged store, which is built first if there is none."
     if not find_damage(store, verify): return load(store)
     with _exclusive(store, reporter):
         reason = find_damage(store, verify)
@@ -214,7 +217,7 @@ def _summaries_identity(frames: FrameFeatures, duration: bool) -> dict[str, obje
 
 # %% ../../nbs/24_features.store.ipynb #24a00004
 def _read_summaries(store: Store) -> Summaries:
-    "The summaries of a sound file; raises what is wrong with it."
+    "The summaries of an undamaged file. `OSError`, `ValueError` or `KeyError` if they cannot be used."
     import pyarrow.parquet as pq
     digest, seal = sha256_file(store.record), read_sealed(store.header)
     if seal["fingerprint"] != store.fingerprint: raise ValueError("the feature version has changed since")
@@ -265,7 +268,7 @@ def load_or_build_summaries(
     settings: Settings | None = None,
     reporter: Reporter | None = None,
     *,
-    source: str | None = None,           # not needed: the features know what they were made from
+    source: str | None = None,           # not used: the features carry their own fingerprint
     duration: bool = True,               # length in seconds among the features
 ) -> Summaries:
     "The summaries of all sequences, from the store if they are current, else computed and stored."

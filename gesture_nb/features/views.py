@@ -123,7 +123,7 @@ def _has_several_rates(rate_hz) -> bool:
 
 def choose_view(
     lengths,                   # int64 [n]: steps of the training sequences
-    rate_hz=None,              # float32 [n]: their sample rates; sequences of several rates are resampled
+    rate_hz=None,              # float32 [n]: their samples a second; sequences of several rates are resampled
     kind: str | None = None,   # 'tail' or 'resample'; None: decided here
     max_steps: int = MAX_STEPS,
 ) -> View:

@@ -26,7 +26,16 @@ from ..control import StopSignal
 from ..features.augment import Augment, augment, soft_labels
 from ..features.loaders import SequenceDataset, View
 from ..progress import Quiet
-from .base import Batch, FoldOptions, Member, NoCheckpoint, Outputs, class_weights, derive_seed
+from .base import (
+    Batch,
+    FoldOptions,
+    Member,
+    NoCheckpoint,
+    Outputs,
+    State,
+    class_weights,
+    derive_seed,
+)
 from .cnn_layers import PRESETS, Nets, Preset, Shape, masked_statistics, net_shape
 from .training_loop import EpochProgress, NetTrainer, Schedule, StepResult, net_seconds, train_net
 
@@ -107,7 +116,7 @@ class Objective:
 # %% ../../nbs/44_models.cnn.ipynb #9714fb3f
 @contextmanager
 def repeatable(seed: int) -> Iterator[None]:
-    "Seeded generators and deterministic algorithms inside; as before outside."
+    "Inside, PyTorch has seeded generators and deterministic algorithms; afterwards the former state is restored."
     cudnn, deterministic = torch.backends.cudnn, torch.utils.deterministic
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -124,7 +133,7 @@ def repeatable(seed: int) -> Iterator[None]:
 # %% ../../nbs/44_models.cnn.ipynb #fff7a4a0
 @contextmanager
 def half_of_threads() -> Iterator[None]:
-    "Half of PyTorch's threads inside, at least one; as before outside."
+    "Inside, PyTorch uses half of its threads, at least one; afterwards the former number."
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, before // 2))
     try: yield
@@ -139,7 +148,7 @@ def make_optimizer(net: nn.Module, preset: Preset) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=preset.lr, fused=True)
 
 def make_lr_schedule(optimizer, lr: float, total_steps: int, done: int = 0) -> torch.optim.lr_scheduler.OneCycleLR:
-    "One cycle of the learning rate, from the step on that is due."
+    "One cycle of the learning rate, after `done` steps of it."
     # The rise is at least one step long: OneCycleLR divides by zero for a handful of steps.
     rise = max(0.25, 2 / (total_steps + 1))
     return torch.optim.lr_scheduler.OneCycleLR(
@@ -157,13 +166,13 @@ def tensors_of(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Te
 
 # %% ../../nbs/44_models.cnn.ipynb #afab7df2
 class CnnTrainer(NetTrainer):
-    "Nets in training."
+    "Trains the nets of one unit side by side."
     def __init__(
         self,
         nets: Nets,
         preset: Preset,
         total_steps: int,
-        objective: Objective | None = None,   # needed by `step`
+        objective: Objective | None = None,   # required by `step`
         seed: int = 0,
         fold: int = 0,
     ):
@@ -198,7 +207,7 @@ class CnnTrainer(NetTrainer):
         return StepResult(float(loss.detach()) / len(losses), lr)
 
     def update(self, loss: torch.Tensor) -> None:
-        "Gradients, clipped for each net; optimizer, learning rate and moving average."
+        "Updates weights (gradients are clipped per net), learning rate and moving average."
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -210,8 +219,8 @@ class CnnTrainer(NetTrainer):
         decay = min(self.preset.ema, self.done / (self.done + 10))
         with torch.no_grad(): torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
 
-    def state_dict(self) -> tuple[dict, dict]:
-        "(arrays, metadata): weights, averages and the optimizer's moments."
+    def state_dict(self) -> State:
+        "(arrays, metadata): weights, their moving averages, the optimizer's moments, and the position in the schedule."
         moments = {}
         for i, state in self.optimizer.state_dict()["state"].items():
             for name, tensor in state.items(): moments[f"{i}.{name}"] = tensor
@@ -222,7 +231,7 @@ class CnnTrainer(NetTrainer):
         return {name: array.copy() for name, array in arrays.items()}, metadata
 
     def load_state_dict(self, arrays: dict, metadata: dict) -> None:
-        "Returns to a state; the learning rate is laid out again, from the step on that is due."
+        "Restores a state; the learning rate goes on from the next step."
         self.nets.load_state_dict(tensors_of(arrays, "net."))
         for name, tensor in tensors_of(arrays, "ema.").items(): self.ema[name].copy_(tensor)
         state = {}
@@ -241,12 +250,12 @@ def to_device(batch: dict, device) -> dict[str, torch.Tensor]:
     return {name: torch.as_tensor(values).to(device, non_blocking=True) for name, values in batch.items()}
 
 def best_device() -> torch.device:
-    "CUDA if there is any."
+    "The CUDA device if there is one, else the CPU."
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 # %% ../../nbs/44_models.cnn.ipynb #8f8034ea
 def predict_probs(net: nn.Module, dataset: SequenceDataset, device, batch_size: int = 256) -> dict[str, np.ndarray]:
-    "Head → float32 `[m, labels]` for all sequences of a data set, computed in parts of at most `batch_size`."
+    "Head → float32 `[m, labels]` for all sequences of a data set, computed in chunks of at most `batch_size`."
     net.eval()
     chunks = np.array_split(np.arange(len(dataset)), max(1, -(-len(dataset) // batch_size)))
     outputs = []
@@ -341,7 +350,7 @@ class TorchMember(Member):
 
     @classmethod
     def load(cls, folder: Path) -> "TorchMember":
-        "What `save` wrote, checked."
+        "The member that `save` wrote. Raises `UserError` naming the file that is damaged."
         path, weights = Path(folder) / "model.json", Path(folder) / "weights.safetensors"
         metadata = read_json(path)
         try:
@@ -356,6 +365,6 @@ class TorchMember(Member):
 
     @classmethod
     def seconds(cls, hyperparameters: dict, size, preset: str) -> float:
-        "Processor seconds; a GPU is faster."
+        "Estimated seconds on a CPU; a GPU is faster."
         seconds = net_seconds(hyperparameters, size, per_product=4e-8, per_step=0.013)
         return 6.0 * seconds if preset == "full" else seconds

@@ -26,18 +26,18 @@ from .base import Batch, FeatureStatistics, standardisation
 # %% ../../nbs/43_models.cnn_layers.ipynb #76244525
 @dataclass(frozen=True)
 class Preset:
-    "How large the net is, and how it learns."
+    "Hyperparameters of the net and of its training."
     widths: tuple[int, ...] = (64, 96, 128)    # channels of the stages; each but the first halves the time steps
-    blocks: int = 1                  # residual blocks a stage
+    blocks: int = 1                  # residual blocks per stage
     kernel: int = 5                  # steps a kernel spans
-    steps: int = 96                  # time steps after the stems, about
+    steps: int = 96                  # approximate number of time steps after the stems
     stem: int = 24                   # channels of each group's stem
     dropout: float = 0.3             # before the last layer
     seeds: int = 1                   # nets with different initial weights, trained side by side
     epochs: int = 22                 # passes over the training set
-    samples: tuple[int, int] = (52_000, 200_000)  # … but so many sequences at least and at most, all passes together
+    samples: tuple[int, int] = (52_000, 200_000)  # bounds of the sequences in all epochs together
     batch_size: int = 32             # at most; small sets take smaller batches
-    lr: float = 3e-3                 # the highest of the schedule
+    lr: float = 3e-3                 # highest learning rate of the schedule
     weight_decay: float = 0.05
     smoothing: float = 0.1           # label smoothing
     balance: float = 0.5             # 0: every sequence counts the same, 1: every class does
@@ -56,7 +56,7 @@ PRESETS = {"fast": FAST, "full": FULL}
 # %% ../../nbs/43_models.cnn_layers.ipynb #7775a9c7
 @dataclass(frozen=True)
 class Shape:
-    "What a net was built for."
+    "The inputs and outputs of a net."
     names: tuple[str, ...]    # F frame features
     flags: tuple[str, ...]    # K masks of the frames
     classes: tuple[str, ...]  # labels
@@ -64,13 +64,13 @@ class Shape:
     kind: str                 # kind of view: 'tail' or 'resample'
     grids: int = 0            # ToF sensors with grids
     aux: dict[str, int] = field(default_factory=dict)   # extra head → number of its labels
-    phase: bool = False       # whether the phase of each step is learned too
+    phase: bool = False       # whether the net also predicts the phase of each step
 
 # %% ../../nbs/43_models.cnn_layers.ipynb #86a685db
 class StemInputs(NamedTuple):
-    "What a stem reads."
-    features: list[int]   # positions in `Shape.names`
-    flags: list[int]      # positions in `Shape.flags`; one at least must be set; empty: the stem is always on
+    "The inputs of a stem."
+    features: list[int]   # indices into `Shape.names`
+    flags: list[int]      # indices into `Shape.flags`; the stem is on if one of them is set, or if there are none
 
 def stem_of(feature: str) -> str:
     "The stem of a feature: 'acc' for 'acc.x', 'tof.1' for 'tof.1_mean'."
@@ -247,7 +247,7 @@ class Nets(nn.Module):
 
 # %% ../../nbs/43_models.cnn_layers.ipynb #040c2ae7
 def net_shape(train: Batch, preset: Preset) -> Shape:
-    "What the net must be built for, from the training set alone."
+    "The shape of the net, from the training set alone."
     frames = train.frames
     view = choose_view(frames.lengths[train.index], frames.rate_hz[train.index], preset.view)
     aux = {name: int(labels.max()) + 1 for name, labels in sorted(train.aux.items()) if labels.max() > 0}

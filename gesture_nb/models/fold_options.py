@@ -75,7 +75,7 @@ def quick_loss(
     return select_alpha(gram_matrix(x), np.tile(y, copies), classes, splits, ALPHAS).loss
 
 # %% ../../nbs/48_models.fold_options.ipynb #0b741ff0
-MARGIN = 0.03    # share of the loss that another view must save
+MARGIN = 0.03    # another view must lower the loss by this part of it
 
 def candidate_views(train: Batch) -> list[View]:
     "The views to choose from, the default first; only this one if all sequences fit into it as they are."
@@ -92,13 +92,14 @@ def candidate_mirrors(names: tuple[str, ...]) -> list[str]:
 
 # %% ../../nbs/48_models.fold_options.ipynb #b4bcb4cb
 class _Candidate(NamedTuple):
-    "One view, and what the small model makes of it."
+    "One view, with the small model's features and loss."
     loss: float
     view: View
     kernels: QuickKernels
     features: np.ndarray
 
 def _try_view(frames: FrameFeatures, view: View, seed: int, loss_of) -> _Candidate:
+    "The candidate of a view; `loss_of` maps features `[n, K]` to a cross-entropy."
     index = np.arange(len(frames))
     kernels = quick_kernels(frames, index, view, seed)
     features = quick_features(frames, index, view, kernels)
@@ -124,7 +125,7 @@ def select_options(
     def loss_of(features): return quick_loss(features, batch.y, len(train.classes), splits)
     with one_torch_thread():
         default, *others = [_try_view(frames, view, seed, loss_of) for view in candidate_views(train)]
-        best = min(others, key=lambda c: c.loss, default=default)
+        best = min(others, key=lambda candidate: candidate.loss, default=default)
         if not best.loss < default.loss * (1 - MARGIN): best = default
         losses = {axis: _mirror_loss(frames, axis, best, loss_of) for axis in candidate_mirrors(frames.names)}
     axis = min(losses, key=losses.get)

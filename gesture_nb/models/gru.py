@@ -24,6 +24,7 @@ from .base import (
     Member,
     NoCheckpoint,
     Outputs,
+    State,
     class_weights,
     derive_seed,
     row_statistics,
@@ -61,8 +62,8 @@ def make_schedule(
 def one_cycle(
     step: int,            # 0 … total-1
     total: int,           # steps of the whole training
-    highest: float,
-    rise: float = 0.25,   # share of the steps in which it rises
+    highest: float,       # largest learning rate
+    rise: float = 0.25,   # part of the steps in which it rises
 ) -> float:
     "The learning rate of a step. Smith and Topin, \"Super-Convergence\", 2017."
     low, last, top, end = highest / 25, highest / 25e4, max(rise * total - 1, 1e-9), total - 1
@@ -93,7 +94,7 @@ class GruTrainer(NetTrainer):
     "The recurrent net in training."
     def __init__(
         self,
-        member: "KerasMember",       # prepared: it has a shape
+        member: "KerasMember",       # after its `_prepare`
         schedule: Schedule,
         weights: np.ndarray,         # float32 [C], of the classes
     ):
@@ -126,7 +127,7 @@ class GruTrainer(NetTrainer):
         self.quiet = False
         return StepResult(float(loss), lr)
 
-    def state_dict(self) -> tuple[dict, dict]:
+    def state_dict(self) -> State:
         history = {name: list(values) for name, values in self.history.items()}
         return state_to_arrays(self.state), {"history": history, "inside": tuple(self.epoch_progress)}
 
@@ -173,7 +174,7 @@ class KerasMember(Member):
         return trainer.history | {"epochs": schedule.epochs, "batch_size": schedule.batch_size}
 
     def _prepare(self, train: Batch) -> None:
-        "Notes what the net must be built for, from the training set alone."
+        "Sets features, view, statistics and shape, from the training set alone."
         frames, options = train.frames, train.options
         self.names, self.flags, self.classes = tuple(frames.names), tuple(frames.masks), tuple(train.classes)
         self.view = choose_view(frames.lengths[train.index], frames.rate_hz[train.index], options.view)
@@ -218,7 +219,7 @@ class KerasMember(Member):
 
     @classmethod
     def load(cls, folder: Path) -> "KerasMember":
-        "What `save` wrote, checked; TensorFlow is not needed before the first prediction."
+        "The member that `save` wrote; `UserError` if a file is damaged. TensorFlow is loaded at the first prediction."
         path, arrays = Path(folder) / "member.json", read_arrays(Path(folder) / "weights.safetensors")
         metadata = read_json(path)
         try:
@@ -234,7 +235,7 @@ class KerasMember(Member):
 
     @classmethod
     def seconds(cls, hyperparameters: dict, size, preset: str) -> float:
-        "Processor seconds; each unit is compiled first."
+        "Estimated seconds on a CPU, compilation included."
         seconds = net_seconds(hyperparameters, size, per_product=1.9e-8, per_step=0.01) + 4
         return 8.0 * seconds if preset == "full" else seconds
 

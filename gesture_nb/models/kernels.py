@@ -32,17 +32,17 @@ def kernel_weights() -> np.ndarray:
 class Kernels(NamedTuple):
     "R rounds of the 84 kernels, each at one dilation."
     dilations: np.ndarray  # int64 [R], ascending
-    chosen: np.ndarray     # uint8 [R, 84, F]: 1 for each feature that the kernel adds up
+    chosen: np.ndarray     # uint8 [R, 84, F]: 1 for each feature in the sum that the kernel reads
 
 # %% ../../nbs/41_models.kernels.ipynb #2a4cff91
 def init_kernels(
     dilations: int,  # how many at most, spaced evenly on a logarithmic scale
-    draws: int,      # random sets of features for each dilation
-    features: int,
-    length: int,     # steps of the view
+    draws: int,      # random sets of features per dilation
+    features: int,   # F
+    length: int,     # L, time steps of the view
     seed: int,
 ) -> Kernels:
-    "Dilations up to an eighth of the length, and random sets of at most nine features, small sets more often."
+    "Dilations up to an eighth of the length, with random sets of at most nine features; small sets are more frequent."
     rng = np.random.default_rng(seed)
     widest = max(1.0, (length - 1) / 8)
     steps = np.unique((2 ** np.linspace(0, np.log2(widest), dilations)).astype(np.int64))
@@ -68,7 +68,7 @@ def fit_biases(
     mask: "Tensor",         # bool [B, L]: real steps
     dilations: np.ndarray,  # int64 [R]
     chosen: np.ndarray,     # uint8 [R, 84, F]
-    count: int,             # biases a kernel
+    count: int,             # biases per kernel
 ) -> np.ndarray:
     "float32 `[R, 84, count]`: quantiles of the kernels' outputs at the real steps of these sequences."
     import torch

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/47_models.minirocket.ipynb #99c9b9aa
 @dataclass(frozen=True)
 class RocketRecipe:
-    "How many convolutions, and what the ridge may choose from."
+    "Hyperparameters of the convolutions and of the ridge."
     dilations: int = 10   # at most, spaced evenly on a logarithmic scale
     draws: int = 3        # random sets of channels for each dilation
     biases: int = 6       # of each kernel

@@ -59,7 +59,7 @@ def _share_memory(tf, gpu) -> None:
     except RuntimeError: pass   # the GPU is in use already
 
 def _is_worth_a_line(record) -> bool:
-    "Folds have nets of several lengths: TensorFlow's warnings of retracing say nothing new."
+    "False for warnings of retracing, which is expected: folds have nets of several lengths."
     return "tf.function retracing" not in record.getMessage()
 
 # %% ../../nbs/45_models.quiet_tensorflow.ipynb #c61eabb1

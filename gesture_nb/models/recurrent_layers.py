@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'PARTS', 'SequenceRecipe', 'NetShape', 'net_shape', 'build_net', 'attention_pool', 'init_weight',
-           'init_weights', 'adam_step', 'soft_loss', 'Engine', 'make_step', 'engine', 'pad_batch', 'prepare_batch',
-           'init_state', 'state_to_arrays', 'state_from_arrays']
+           'init_weights', 'adam_step', 'soft_loss', 'Engine', 'make_step', 'engine', 'pad_batch', 'NetInputs',
+           'prepare_batch', 'init_state', 'state_to_arrays', 'state_from_arrays']
 
 # %% ../../nbs/45_models.recurrent_layers.ipynb #ffa00003
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,21 +21,21 @@ from .quiet_tensorflow import load_tensorflow, quiet_stderr
 # %% ../../nbs/45_models.recurrent_layers.ipynb #fb1107ce
 @dataclass(frozen=True)
 class SequenceRecipe:
-    "How large the net is, and how it learns."
-    width: int = 64               # numbers a patch
+    "Hyperparameters of the net and of its training."
+    width: int = 64               # features per patch
     layers: int = 1               # recurrent layers
-    patches: int = 44             # of a sequence, at most
+    patches: int = 44             # patches per sequence, at most
     heads: int = 4                # of the attention
     dropout: float = 0.2
     samples: int = 110_000        # sequences seen in training, all epochs together
-    epochs: tuple[int, int] = (16, 56)   # … but so many epochs at least and at most
+    epochs: tuple[int, int] = (16, 56)   # bounds of the number of epochs
     batch_size: int = 32          # at most; small sets take smaller batches
-    lr: float = 3e-3              # the highest of the schedule
+    lr: float = 3e-3              # highest learning rate of the schedule
     weight_decay: float = 0.02
     smoothing: float = 0.1        # label smoothing
     balance: float = 0.5          # 0: every sequence counts the same, 1: every class does
     ema: float = 0.99             # decay of the exponential moving average of the weights
-    clip: float = 1.0             # longest gradient
+    clip: float = 1.0             # gradients are clipped to this global norm
 
 # %% ../../nbs/45_models.recurrent_layers.ipynb #fb1107cf
 RECIPES = {
@@ -45,7 +46,7 @@ RECIPES = {
 # %% ../../nbs/45_models.recurrent_layers.ipynb #03036df0
 @dataclass(frozen=True)
 class NetShape:
-    "What a net is built for."
+    "The inputs, outputs and layers of a net."
     features: int
     flags: int       # masks that say which sensors were there
     length: int      # steps of the view
@@ -58,7 +59,7 @@ class NetShape:
 
     @property
     def stride(self) -> int:
-        "Steps a patch."
+        "Steps per patch."
         return -(-self.length // self.patches)
 
 def net_shape(recipe: SequenceRecipe, features: int, flags: int, length: int, classes: int) -> NetShape:
@@ -87,7 +88,7 @@ def build_net(shape: NetShape):
 
 # %% ../../nbs/45_models.recurrent_layers.ipynb #2ed3d5d4
 def attention_pool(h, real, heads: int):
-    "`[B, T, D]` → `[B, D]`: `heads` weighted means over the patches that are real, each of its part of the numbers."
+    "`[B, T, D]` → `[B, D]`: `heads` weighted means over the real patches, each of its part of the features."
     from keras import layers, ops
     score = layers.Dense(heads)(layers.Dense(32, activation="tanh")(h)) - 1e4 * (1 - real)
     attention, parts = ops.softmax(score, axis=1), ops.split(h, heads, axis=2)
@@ -107,7 +108,7 @@ def init_weight(variable, rng: np.random.Generator) -> np.ndarray:
 
 # %% ../../nbs/45_models.recurrent_layers.ipynb #1f8e6a76
 def init_weights(net, seed: int) -> tuple[list, list]:
-    "(trainable, other) arrays; the others are the seeds of the dropout."
+    "(trainable weights, seeds of the dropout layers), lists of arrays in the order of the net's variables."
     rng = np.random.default_rng(seed)
     seeds = rng.integers(0, 2**31, len(net.non_trainable_variables))
     weights = [init_weight(variable, rng) for variable in net.trainable_variables]
@@ -161,7 +162,7 @@ def make_step(tf, net, recipe: SequenceRecipe):
 # %% ../../nbs/45_models.recurrent_layers.ipynb #d833fa0c
 @lru_cache(maxsize=8)
 def engine(shape: NetShape, recipe: SequenceRecipe) -> Engine:
-    "The engine of a kind of net, made once in a process."
+    "The compiled functions of a net, made once per process."
     tf = load_tensorflow()
     with quiet_stderr(): net = build_net(shape)
     def predict(w, other, x, mask, flags):
@@ -175,15 +176,22 @@ def pad_batch(a: np.ndarray, size: int) -> np.ndarray:
     return a if len(a) == size else np.concatenate([a, np.repeat(a[:1], size - len(a), axis=0)])
 
 # %% ../../nbs/45_models.recurrent_layers.ipynb #0012e5df
+class NetInputs(NamedTuple):
+    "The inputs of the net, in its order."
+    x: np.ndarray       # float32 [size, L, F], standardised and clipped to ±10
+    mask: np.ndarray    # float32 [size, L]
+    flags: np.ndarray   # float32 [size, K]
+
 def prepare_batch(
     batch: dict,                  # x `[B, F, L]`, mask `[B, L]`, flags `[B, K]`
     scale: FeatureStatistics,     # of the features
     size: int,                    # sequences to pad to
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "(x float32 `[size, L, F]` standardised and clipped to ±10, mask float32, flags float32)."
+) -> NetInputs:
+    "The inputs of `build_net`'s model, padded to `size` sequences."
     mask = np.asarray(batch["mask"], np.float32)
     x = np.clip((np.asarray(batch["x"]).transpose(0, 2, 1) - scale[0]) * scale[1], -10, 10) * mask[:, :, None]
-    return tuple(pad_batch(a, size) for a in (x, mask, np.asarray(batch["flags"], np.float32)))
+    flags = np.asarray(batch["flags"], np.float32)
+    return NetInputs(pad_batch(x, size), pad_batch(mask, size), pad_batch(flags, size))
 
 # %% ../../nbs/45_models.recurrent_layers.ipynb #0edfd08b
 PARTS = ("w", "other", "m", "v", "ema")

@@ -35,7 +35,7 @@ def check_member(cls: type) -> None:
 def register_member(cls: type[Member] | None = None, *, title: str | None = None):
     """Makes a member known by its `name`; returns the class, so that it can be used as a decorator.
 
-    `title` is how people call it (default: the class's own). The same class may be registered again, as happens when
+    `title` is how reports name it (default: the class's own). The same class may be registered again, as happens when
     a notebook's cell is run twice; another class of a registered name is refused with a `UserError`.
     """
     if cls is None: return lambda decorated: register_member(decorated, title=title)

@@ -23,9 +23,9 @@ def gram_matrix(
 
 def signed_targets(
     y: np.ndarray,  # int [n] labels
-    classes: int,   # number of classes
+    classes: int,   # C, the number of classes
 ) -> np.ndarray:
-    "float64 `[n, C]`: 1 for the class, -1 for the others."
+    "float64 `[n, C]`: 1 for the class of a row, -1 for the others."
     return 2 * np.eye(classes)[y] - 1
 
 # %% ../../nbs/41_models.ridge.ipynb #5a1effe9
@@ -34,7 +34,7 @@ def ridge(
     targets: np.ndarray,  # float64 [n, C]
     alpha: float,         # regularisation strength
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(dual weights of the rows `[n, C]`, intercepts `[C]`, the means of the targets).
+    """(dual weights of the rows, float64 `[n, C]`; intercepts, float64 `[C]`, which are the means of the targets).
 
     A row with the products `k` `[n]` is predicted as `k @ dual + intercepts`; see Hastie, Tibshirani & Friedman (2009),
     The elements of statistical learning, section 18.3.5.
@@ -47,17 +47,17 @@ def ridge(
 
 # %% ../../nbs/41_models.ridge.ipynb #6ac1f234
 def softmax(
-    z: np.ndarray,  # [m, C]
+    z: np.ndarray,  # float [m, C] scores
 ) -> np.ndarray:
-    "`[m, C]`: rows that add up to 1, in the precision of `z`."
-    e = np.exp(z - z.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
+    "`[m, C]`: probabilities, in the precision of `z`."
+    exponentials = np.exp(z - z.max(1, keepdims=True))
+    return exponentials / exponentials.sum(1, keepdims=True)
 
 def fit_scale(
     scores: np.ndarray,  # float64 [m, C]
     y: np.ndarray,       # int [m] labels
 ) -> tuple[float, float]:
-    """(cross-entropy, factor): the factor of the scores with the smallest cross-entropy, on a grid.
+    """(smallest cross-entropy, factor of the scores that has it), from a grid of factors between 0.5 and 60.
 
     Guo, Pleiss, Sun & Weinberger (2017), On calibration of modern neural networks, ICML.
     """
@@ -71,27 +71,27 @@ def fit_scale(
 def check_splits(
     subjects,               # [n] who made each row
     inner_split,            # (fit, check) indices, disjoint by subject
-    max_rows: int = 2500,   # above, the inner split alone is reliable, and cheaper
+    max_rows: int = 2500,   # with more rows the inner split alone is used: it is reliable then, and cheaper
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    "(fit, check) index pairs: five groups of people, each checked once; the inner split for large sets or few people."
-    people, who = np.unique(subjects, return_inverse=True)
-    if len(who) > max_rows or len(people) < 3:
+    "(fit, check) indices: five groups of people, each checked once; `inner_split` for large sets or under 3 people."
+    people, person = np.unique(subjects, return_inverse=True)
+    if len(person) > max_rows or len(people) < 3:
         fit, check = inner_split
         return [(np.asarray(fit, np.int64), np.asarray(check, np.int64))]
-    return [(np.flatnonzero(who % 5 != k), np.flatnonzero(who % 5 == k)) for k in range(min(5, len(people)))]
+    return [(np.flatnonzero(person % 5 != k), np.flatnonzero(person % 5 == k)) for k in range(min(5, len(people)))]
 
 # %% ../../nbs/41_models.ridge.ipynb #b6c6584d
 class RidgeSelection(NamedTuple):
-    "What cross-validation selects."
+    "The selected strength and factor."
     alpha: float   # regularisation strength
     factor: float  # of the scores, before the softmax
-    loss: float    # cross-entropy of the check parts
+    loss: float    # cross-entropy on the check parts
 
 def select_alpha(
     gram: np.ndarray,         # float64 [n, n], as from `gram_matrix`
     y: np.ndarray,            # int [n] labels
     classes: int,
-    splits: list,             # (fit, check) index pairs
+    splits: list,             # (fit, check) index pairs, as from `check_splits`
     alphas: Sequence[float],  # strengths to choose from, ascending
 ) -> RidgeSelection:
     "The strength and factor with the smallest cross-entropy over all check parts; the middle strength without any."
@@ -105,5 +105,9 @@ def select_alpha(
             dual, mean = ridge(gram_fit, targets, alpha)
             scores[alpha].append(gram_check @ dual + mean)
     truth = np.concatenate([y[check] for _, check in splits])
-    loss, factor, alpha = min((*fit_scale(np.concatenate(scores[alpha]), truth), alpha) for alpha in alphas)
+    candidates = []
+    for alpha in alphas:
+        loss, factor = fit_scale(np.concatenate(scores[alpha]), truth)
+        candidates.append((loss, factor, alpha))
+    loss, factor, alpha = min(candidates)
     return RidgeSelection(alpha, float(factor), float(loss))

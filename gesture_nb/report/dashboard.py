@@ -27,29 +27,30 @@ from .run_log import LogReader, Replay, read_events, replay, step_unit, title_of
 _all_ = ["read_events", "replay"]   # of `report.run_log`, offered here as well
 
 # %% ../../nbs/83_report.dashboard.ipynb #aebd79ef
-def bars_after_step(bars: Mapping[str, Bar], e: dict) -> dict[str, Bar]:
-    "The bars of a training after one of its steps."
-    done, total = (e["epoch"] - 1) * e["steps"] + e["step"], e["epochs"] * e["steps"]
+def bars_after_step(bars: Mapping[str, Bar], event: dict) -> dict[str, Bar]:
+    "The bars of a training after one of its steps: 'fold' and 'epoch'."
+    epoch, epochs, step, steps = (event[name] for name in ("epoch", "epochs", "step", "steps"))
     metrics = bars["fold"].note if "fold" in bars else ""
-    unit = step_unit(e.get("label", ""))
-    label = unit if unit == "round" else f"epoch {e['epoch']}/{e['epochs']}"
-    loss = f"loss {float(e['loss']):.4f} lr {float(e['lr']):.2e}"
-    return {"fold": Bar(title_of(e), done, total, metrics), "epoch": Bar(label, e["step"], e["steps"], loss)}
+    unit = step_unit(event.get("label", ""))
+    label = unit if unit == "round" else f"epoch {epoch}/{epochs}"
+    loss = f"loss {float(event['loss']):.4f} lr {float(event['lr']):.2e}"
+    fold = Bar(title_of(event), (epoch - 1) * steps + step, epochs * steps, metrics)
+    return {"fold": fold, "epoch": Bar(label, step, steps, loss)}
 
 def bars_after(
     bars: Mapping[str, Bar],   # row → bar; rows are overall, fold, epoch
-    e: dict,                   # an event
+    event: dict,               # from a run's log
 ) -> dict[str, Bar]:
     "The bars after one more event."
-    kind, new = e["kind"], {}
-    if kind == "plan": new = {"overall": Bar("overall", 0, e.get("units"), "")}
-    elif kind == "unit": new = {"overall": Bar("overall", e["done"], e.get("units"), e.get("label", ""))}
-    elif kind == "task": new = {"epoch": Bar(title_of(e), 0, e.get("total"), "")}
-    elif kind == "training": new = {"fold": Bar(title_of(e), 0, e["epochs"] * e["steps"], "")}
-    elif kind == "progress": new = {"epoch": Bar(title_of(e), e["done"], e.get("total"), f"{float(e['rate']):.1f}/s")}
-    elif kind == "step": new = bars_after_step(bars, e)
+    kind, title, total, new = event["kind"], title_of(event), event.get("total"), {}
+    if kind == "plan": new = {"overall": Bar("overall", 0, event.get("units"), "")}
+    elif kind == "unit": new = {"overall": Bar("overall", event["done"], event.get("units"), event.get("label", ""))}
+    elif kind == "task": new = {"epoch": Bar(title, 0, total, "")}
+    elif kind == "training": new = {"fold": Bar(title, 0, event["epochs"] * event["steps"], "")}
+    elif kind == "progress": new = {"epoch": Bar(title, event["done"], total, f"{float(event['rate']):.1f}/s")}
+    elif kind == "step": new = bars_after_step(bars, event)
     elif kind == "epoch" and "fold" in bars:
-        metrics = [f"{k} {v:.4f}" for k, v in e.items() if k.startswith("check") and isinstance(v, float)]
+        metrics = [f"{k} {v:.4f}" for k, v in event.items() if k.startswith("check") and isinstance(v, float)]
         new = {"fold": bars["fold"]._replace(note=" ".join(metrics))}
     return {**bars, **new}
 
@@ -59,7 +60,7 @@ class Watch:
     def __init__(
         self,
         folder: str | Path,            # a run folder
-        seconds: float = 0.5,          # between two looks into the log
+        seconds: float = 0.5,          # between two reads of the log
         show: Callable | None = None,  # displays the widgets; None: `IPython.display.display`
     ):
         self.reader, self.seconds = LogReader(Path(folder) / "logs" / "run.jsonl"), seconds
@@ -74,6 +75,7 @@ class Watch:
         self.thread.start()
 
     def _make_widgets(self) -> None:
+        "A line of text and a button; the bars come with the first event."
         import ipywidgets as w
         self.line = w.HTML("waiting for the run to begin")
         self.button = w.Button(description="stop watching", icon="stop")
@@ -98,9 +100,11 @@ class Watch:
         return any(event["kind"] == "close" for event in events[-1:])
 
     def _damage(self) -> str:
+        "How many lines of the log could not be read; '' if all could."
         return f"Damaged lines left out: {len(self.reader.bad)}. " if self.reader.bad else ""
 
     def _follow(self) -> None:
+        "The work of the thread."
         try:
             while not self.update() and not self._stop.wait(self.seconds): pass
             self.line.value += "Stopped watching." if self._stop.is_set() else "The run has ended."
@@ -112,7 +116,7 @@ class Watch:
 
 # %% ../../nbs/83_report.dashboard.ipynb #b8a694d4
 def shows_widgets() -> bool:
-    "Are widgets wanted here? The setting `PROGRESS` decides, as for the bars."
+    "Whether to show widgets; the setting `PROGRESS` decides, as for the bars."
     environ = {name: value for name, value in os.environ.items() if name == "PROGRESS"}
     return wants_widgets(read_settings(environ).progress)
 
@@ -130,10 +134,10 @@ class Prediction(NamedTuple):
     probs: np.ndarray   # [C]
 
 def as_prediction(
-    given: tuple,   # (names, probabilities), or (label, probabilities by name), or (label, probabilities)
+    result: tuple,   # (names, probabilities), or (label, probabilities by name), or (label, probabilities)
 ) -> Prediction:
-    "What a function `predict(i)` returned; without a label, the one of the greatest probability."
-    first, probs = given
+    "The result of a function `predict(i)` as a `Prediction`; without a label, the most probable one."
+    first, probs = result
     if not isinstance(first, str):
         names, probs = tuple(first), np.asarray(probs, float)
         return Prediction(names[int(probs.argmax())], names, probs)
@@ -175,13 +179,13 @@ class Picker:
     def __init__(
         self,
         table: SequenceTable,
-        predict: Callable,   # i → what `as_prediction` understands
+        predict: Callable,   # i → a prediction in one of the forms of `as_prediction`
         show: Callable,      # i → a figure of the sequence's signals
     ):
         self.table, self.predict, self.show = table, predict, show
 
     def name(self, i: int) -> str:
-        "What people call sequence `i`."
+        "A title of sequence `i`: its id, subject and gesture, where known."
         meta = self.table.meta
         return " · ".join(str(meta[k][i]) for k in ("sequence_id", "subject", "gesture") if k in meta)
 
@@ -218,7 +222,7 @@ class PickerWidgets:
         self.box = w.VBox([w.HBox([self.menu, self.back, self.next]), self.text, *self.images])
         self.update()
 
-    def _turn(self, by: int) -> None: self.menu.value = (self.menu.value + by) % len(self.picker.table)
+    def _turn(self, steps: int) -> None: self.menu.value = (self.menu.value + steps) % len(self.picker.table)
 
     def update(self, _=None) -> None:
         "Shows the sequence that the menu names."

@@ -33,7 +33,9 @@ def _column_class(value: object) -> str:
     "The class of a cell: numbers are aligned to the right."
     return "num" if isinstance(value, (int, float)) or value is None else "text"
 
-def _cell(value: object) -> str: return value if isinstance(value, Raw) else text_of(value)
+def _cell(value: object) -> str:
+    "The content of a cell as HTML."
+    return value if isinstance(value, Raw) else text_of(value)
 
 def _row(values: Sequence, strong: bool) -> str:
     "A row; its first cell is its heading."

@@ -43,9 +43,9 @@ def read_optional(path: str | Path) -> dict:
     return read_json(path) if Path(path).exists() else {}
 
 def read_findings(out: str | Path, name: str) -> dict:
-    "What `<name>.json` of the run folder found; `{}` if it is not there or belongs to an earlier training."
-    kept, run = read_optional(Path(out) / f"{name}.json"), read_optional(Path(out) / "ensemble.json")
-    return kept["found"] if kept and kept.get("of") == run.get("digest") else {}
+    "The findings in `<name>.json` of the run folder; `{}` if there are none, or only of an earlier training."
+    stored, run = read_optional(Path(out) / f"{name}.json"), read_optional(Path(out) / "ensemble.json")
+    return stored["found"] if stored and stored.get("of") == run.get("digest") else {}
 
 # %% ../../nbs/82_report.report.ipynb #b3079338
 def _is_number(value: object) -> bool: return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -87,10 +87,10 @@ def read_histories(out: str | Path) -> dict[str, MemberHistory]:
 
 # %% ../../nbs/82_report.report.ipynb #64eb88a8
 class CurvePair(NamedTuple):
-    "Two series that belong into one plot."
+    "Two series that are drawn into one plot."
     title: str
-    fitted: str
-    checked: str
+    fitted: str    # name of the series on the sequences that were fitted
+    checked: str   # name of the series on the inner check
 
 _PAIRS = (CurvePair("loss", "loss", "check_loss"), CurvePair("accuracy", "acc", "check_acc"),
           CurvePair("macro F1", "f1", "check_f1"))
@@ -104,8 +104,11 @@ def _spelling(name: str, available: set[str]) -> str:
 def curve_pairs(history: MemberHistory) -> list[CurvePair]:
     "The series of a member that are worth drawing, at most two pairs."
     available = {name for series in history.folds.values() for name in series}
-    pairs = [CurvePair(p.title, _spelling(p.fitted, available), _spelling(p.checked, available)) for p in _PAIRS]
-    return [pair for pair in pairs if available & {pair.fitted, pair.checked}][:2]
+    pairs = []
+    for title, fitted, checked in _PAIRS:
+        pair = CurvePair(title, _spelling(fitted, available), _spelling(checked, available))
+        if available & {pair.fitted, pair.checked}: pairs.append(pair)
+    return pairs[:2]
 
 # %% ../../nbs/82_report.report.ipynb #1de3915c
 def learning_curves_figure(histories: dict[str, MemberHistory]):
@@ -131,7 +134,7 @@ def _title(metric: str) -> str:
     return TITLES[metric][0].upper() + TITLES[metric][1:]
 
 def metric_names(metrics: dict) -> list[str]:
-    "Which scores a run has, the most telling first."
+    "Which scores a run has, the most important first."
     return [name for name in ("score", "macro_f1", "accuracy") if name in metrics["ensemble"]]
 
 def _card(name: str, value: float, predictions: Predictions, classes: list[str]) -> str:
@@ -179,7 +182,10 @@ def gestures_section(metrics: dict) -> str:
     "F1 of each class, the hardest first; classes without a sequence come last."
     per_class = metrics["ensemble"]["per_class"].items()
     ordered = sorted(per_class, key=lambda item: item[1]["f1"] if item[1]["n"] else 2)
-    rows = [(name, c["n"], float(c["f1"]) if c["n"] else None, bar(c["f1"])) for name, c in ordered]
+    rows = []
+    for name, entry in ordered:
+        f1 = float(entry["f1"]) if entry["n"] else None
+        rows.append((name, entry["n"], f1, bar(entry["f1"])))
     return section("Gestures", table("Hardest first", ("gesture", "sequences", "F1", ""), rows))
 
 # %% ../../nbs/82_report.report.ipynb #d96f090f
@@ -188,7 +194,9 @@ def people_section(metrics: dict, predictions: Predictions) -> str:
     names = np.unique(predictions.subject).tolist()
     counts = subject_counts(predictions.gesture, predictions.pred, predictions.subject, metrics["classes"])
     accuracy, macro_f1, n = accuracy_of(counts).tolist(), macro_f1_of(counts).tolist(), counts.sum((1, 2)).tolist()
-    rows = [(person, k, a, f, bar(a)) for a, person, k, f in sorted(zip(accuracy, names, n, macro_f1))]
+    rows = []
+    for share, person, count, f1 in sorted(zip(accuracy, names, n, macro_f1)):
+        rows.append((person, count, share, f1, bar(share)))
     head = ("person", "sequences", "accuracy", "macro F1", "")
     caption = "Hardest first; macro F1 over the gestures that occur among the person's labels or predictions"
     parts = [table(caption, head, rows[:20])]
@@ -225,10 +233,13 @@ def sensors_section(findings: dict) -> str:
     metric = next(k for k in ("score", "macro_f1") if k in complete["ensemble"])
     rows = []
     for title, result in scenarios.items():
-        e, members = result["ensemble"][metric], [result["members"][m][metric]["value"] for m in complete["members"]]
-        rows.append((title, e["value"], f"{e['low']:.3f} – {e['high']:.3f}", *members))
-    by_class = [(c, *(result["ensemble"]["per_class"][c]["value"] for result in scenarios.values()))
-                for c in findings["classes"]]
+        ensemble = result["ensemble"][metric]
+        members = [result["members"][m][metric]["value"] for m in complete["members"]]
+        rows.append((title, ensemble["value"], f"{ensemble['low']:.3f} – {ensemble['high']:.3f}", *members))
+    by_class = []
+    for name in findings["classes"]:
+        f1 = [result["ensemble"]["per_class"][name]["value"] for result in scenarios.values()]
+        by_class.append((name, *f1))
     caption = f"{_title(metric)} of people never seen, with sensors removed"
     head = ("scenario", "ensemble", "95 % over people", *complete["members"])
     return section("Missing sensors", table(caption, head, rows),
@@ -238,15 +249,17 @@ def sensors_section(findings: dict) -> str:
 def ablation_section(findings: dict) -> str:
     "What each component is worth; '' if nothing was ablated."
     if not findings: return ""
-    rows = [(name, f["on"], f["off"], f"{f['effect']:+.4f}", f"{f['low']:+.4f} – {f['high']:+.4f}")
-            for name, f in findings.items()]
+    rows = []
+    for name, found in findings.items():
+        interval = f"{found['low']:+.4f} – {found['high']:+.4f}"
+        rows.append((name, found["on"], found["off"], f"{found['effect']:+.4f}", interval))
     metric = next(iter(findings.values()))["metric"]
     head = ("component", "with", "without", "effect", "95 % over people")
     caption = f"{_title(metric)} of the ensemble with and without each component"
     return section("Ablation", table(caption, head, rows))
 
 def gateway_section(served: dict) -> str:
-    "The scores of the people who were served through the gateway; '' if nobody was."
+    "Scores of the people who were served through the gateway; '' if nobody was."
     if not served: return ""
     scores = ", ".join(f"{TITLES[k]} {served[k]:.3f}" for k in ("score", "macro_f1", "accuracy") if k in served)
     text = (f"{served['sequences']:,} sequences of {served['subjects']} people (fold {served['fold'] + 1}) "
@@ -256,18 +269,22 @@ def gateway_section(served: dict) -> str:
 # %% ../../nbs/82_report.report.ipynb #d6b35378
 def _setting_help() -> dict[str, str]:
     "Name of a setting, present or former → what it does."
-    fields = setting_fields().values()
-    return {name: field.help for field in fields for name in (*field.deprecated, field.name)}
+    help_of = {}
+    for field in setting_fields().values(): help_of |= dict.fromkeys((*field.deprecated, field.name), field.help)
+    return help_of
 
 def _setting_text(value: object) -> str:
+    "A setting's value for people."
     if value is None: return "not set"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 def config_section(config: dict) -> str:
     "Settings and versions of a run."
     settings, default, help_of = config.get("settings", {}), as_json(Settings()), _setting_help()
-    rows = [(name, _setting_text(value), "set" if value != default.get(name) else "default", help_of.get(name, ""))
-            for name, value in sorted(settings.items())]
+    rows = []
+    for name, value in sorted(settings.items()):
+        state = "set" if value != default.get(name) else "default"
+        rows.append((name, _setting_text(value), state, help_of.get(name, "")))
     rows.sort(key=lambda row: row[2] != "set")
     changed = [(name, value, text) for name, value, state, text in rows if state == "set"]
     versions = [(name, str(version)) for name, version in config.get("versions", {}).items()]
@@ -276,7 +293,7 @@ def config_section(config: dict) -> str:
         "How it was made",
         table("Settings that differ from the defaults", ("setting", "value", "what it does"), changed),
         folded("All settings", table("All settings", head, rows)),
-        folded("Versions", table("What it was computed with", ("package", "version"), versions)))
+        folded("Versions", table("Versions of Python and of the packages", ("package", "version"), versions)))
 
 # %% ../../nbs/82_report.report.ipynb #fa6ff0cc
 def _write_bytes(path: Path, content: bytes) -> None:

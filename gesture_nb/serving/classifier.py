@@ -62,13 +62,16 @@ class EstimatorMixin:
     "Parameters and tags of a scikit-learn classifier whose parameters are the arguments of its `__init__`."
     @classmethod
     def _defaults(cls) -> dict[str, object]:
+        "Argument of `__init__` → its default."
         parameters = inspect.signature(cls).parameters.values()
         return {parameter.name: parameter.default for parameter in parameters}
 
     def get_params(self, deep: bool = True) -> dict[str, object]:
+        "Parameter → value. `deep` has no effect, as no parameter is an estimator."
         return {name: getattr(self, name) for name in self._defaults()}
 
     def set_params(self, **changes) -> "EstimatorMixin":
+        "Sets parameters by name; a `ValueError` for an unknown one."
         defaults = self._defaults()
         for name in changes:
             if name in defaults: continue
@@ -92,7 +95,7 @@ class EstimatorMixin:
 
 # %% ../../nbs/78_serving.classifier.ipynb #cccc7a78
 class SequenceInputMixin(EstimatorMixin):
-    "Turns what an estimator is given into sequences, labels and batches."
+    "Turns the input of an estimator into sequences, labels and batches."
     def _sequences(self, X, fitting: bool, groups=None) -> SequenceTable:
         "`X` as a table; an array must have as many features as the one that was fitted."
         if isinstance(X, SequenceTable):
@@ -150,7 +153,7 @@ class GestureClassifier(SequenceInputMixin):
     def fit(self,
         X,            # `SequenceTable`, or array [n, channels, steps] or [n, steps]
         y=None,       # [n] labels; default: the table's
-        groups=None,  # [n] who made each sequence; default: the table's subjects, else everyone is another
+        groups=None,  # [n] who made each sequence; default: the table's subjects, else another person each
     ) -> "GestureClassifier":
         "Fits all members; raises a `ValueError` for input that they cannot be fitted on."
         table, y = self._sequences(X, True, groups), self._labels(X, y)
@@ -183,5 +186,5 @@ class GestureClassifier(SequenceInputMixin):
         return self.classes_[probs.argmax(1)]
 
     def score(self, X, y=None, sample_weight=None) -> float:
-        "Accuracy."
+        "The accuracy of the predicted labels."
         return float(np.average(self.predict(X) == self._labels(X, y), weights=sample_weight))

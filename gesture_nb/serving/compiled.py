@@ -50,17 +50,17 @@ def unit_folders(
 
 # %% ../../nbs/70_serving.compiled.ipynb #fbbc00bf
 def units_digest(folders: list[Path]) -> str:
-    "Changes when one of these units is trained again."
+    "A digest of these units; it changes when one of them is trained again."
     return fingerprint([[fold_of(folder), read_json(folder / MANIFEST)["digest"]] for folder in folders])
 
 # %% ../../nbs/70_serving.compiled.ipynb #ef47238b
 def run_digest(out) -> str:
-    "Changes when any unit of a run is trained again."
+    "A digest of all units of a run; it changes when one of them is trained again."
     return fingerprint({member: units_digest(folders) for member, folders in unit_folders(out).items()})
 
 # %% ../../nbs/70_serving.compiled.ipynb #a51c7301
 def is_exported(out) -> bool:
-    "Whether the units that a run has now have been exported."
+    "Whether the current units of a run are the ones that were exported."
     manifest = Path(out) / "serving" / MANIFEST
     return manifest.exists() and read_json(manifest)["facts"].get("of") == run_digest(out)
 
@@ -71,13 +71,13 @@ def arrays_of_fold(arrays: dict[str, np.ndarray], fold: int) -> dict[str, np.nda
 
 # %% ../../nbs/70_serving.compiled.ipynb #a51c7303
 class CompiledMember(ABC):
-    "All folds of one exported member; its outputs are the mean over the folds."
+    "One exported member, all folds at once; its outputs are the mean over the folds."
     @abstractmethod
     def __init__(self, folder: Path, metadata: dict, folds: list[int]):
         "Loads what the folder `serving` holds of these folds; `metadata` is the member's entry in its manifest."
     @abstractmethod
     def parts(self, batch: Batch) -> list[Callable[[], Outputs]]:
-        "The work for a small batch, as functions without arguments whose results sum up to `predict_outputs`."
+        "The work for a small batch: functions without arguments, whose results sum up to the member's outputs."
     def predict_outputs(self, batch: Batch) -> Outputs:
         "Probabilities float32 `[m, C]`, and of each extra head float32 `[m, labels]`."
         return sum_outputs([part() for part in self.parts(batch)])
@@ -126,7 +126,7 @@ def fetched_only():
 
 # %% ../../nbs/70_serving.compiled.ipynb #ed6c3a17
 class OpenGraph(NamedTuple):
-    "One loaded graph."
+    "A graph in ONNX Runtime, and what it takes."
     longest: float      # steps of the longest sequence that it can take
     session: object     # the ONNX Runtime session
     views: list[View]
@@ -159,8 +159,8 @@ class CompiledNets(CompiledMember):
         if not any(name.startswith("grids") for name in graph.inputs): frames = replace(frames, grids=None)
         tensors = {"flags": self._flags(frames, index)}
         for view in graph.views:
-            shown = without_padding(view, longest, *self.padding) if self.padding else view
-            windows = gather_windows(frames, index, shown)
+            trimmed = without_padding(view, longest, *self.padding) if self.padding else view
+            windows = gather_windows(frames, index, trimmed)
             tensors |= {input_name(kind, view): array for kind, array in windows.items()}
         return graph.session, {name: tensors[name] for name in graph.inputs}
 
@@ -200,11 +200,11 @@ def layout(
     dilations: np.ndarray,  # int64 [R], sorted: the dilation of each round of kernels
     kernels: int = 84,      # kernels in a round
 ) -> KernelLayout:
-    "Where each kernel's row is."
+    "The row of each kernel, and how many rows there are."
     _, first, rounds = np.unique(dilations, return_index=True, return_counts=True)
     sizes = -(-rounds * kernels // VECTOR) * VECTOR
-    begin, which = offsets_of(sizes), np.repeat(np.arange(len(rounds)), rounds)
-    start = begin[which] + (np.arange(len(dilations)) - first[which]) * kernels
+    begin, group = offsets_of(sizes), np.repeat(np.arange(len(rounds)), rounds)   # group: a dilation's number
+    start = begin[group] + (np.arange(len(dilations)) - first[group]) * kernels
     return KernelLayout(int(begin[-1]), start[:, None] + np.arange(kernels))
 
 # %% ../../nbs/70_serving.compiled.ipynb #aba52323
@@ -323,7 +323,7 @@ def compiled_members(
     out,                      # a run folder
     names: list[str],         # the members that are wanted
     fold: int | None = None,  # one fold; default: all
-    reporter=None,            # says why something is not used
+    reporter=None,            # reports why something is not used
 ) -> dict[str, CompiledMember]:
     "The exported members; without those that were not exported, are out of date, or cannot be loaded here."
     say = reporter.say if reporter is not None else lambda message: None
@@ -336,13 +336,13 @@ def compiled_members(
     for name in names:
         if name not in exported or name not in units: continue
         try: found[name] = open_member(folder, exported[name], units[name], fold)
-        except Exception as e: say(f"{name} answers fold by fold: {type(e).__name__}: {e}")
+        except Exception as e: say(f"{name} is served fold by fold: {type(e).__name__}: {e}")
     return found
 
 # %% ../../nbs/70_serving.compiled.ipynb #1d70bce2
 def open_member(folder: Path, metadata: dict, units: list[Path], fold: int | None = None) -> CompiledMember:
-    "One exported member, if it was made from these units; else a `ValueError`."
+    "One exported member; a `ValueError` if it was made from other units than these."
     if metadata["units"] != units_digest(units):
-        raise ValueError("it was trained again since it was exported; `gesture-nb export` writes it anew")
+        raise ValueError("it was trained again since it was exported; export it again with `gesture-nb export`")
     folds = [fold_of(unit) for unit in units] if fold is None else [fold]
     return KINDS[metadata["kind"]](folder, metadata, folds)

@@ -12,6 +12,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -108,7 +109,7 @@ def dense_conv(
 
 # %% ../../nbs/76_serving.export.ipynb #7f4cffd7
 def densify(net, tensors: tuple, max_cells: int = 64) -> None:
-    "Replaces the 2-D convolutions of images with at most `max_cells` cells; `tensors` are inputs to try."
+    "Replaces the 2-D convolutions of images with at most `max_cells` cells; `tensors` are example inputs."
     import torch
     sizes, hooks = {}, []
     def measure(name): return lambda module, inputs: sizes.update({name: tuple(inputs[0].shape[2:])})
@@ -123,7 +124,7 @@ def densify(net, tensors: tuple, max_cells: int = 64) -> None:
 
 # %% ../../nbs/76_serving.export.ipynb #a393b872
 def _write_onnx(module, tensors: tuple, path: Path, **options) -> None:
-    "Traces a torch module with `tensors` and writes it, without warnings about constants that are meant as constants."
+    "Traces a torch module with `tensors` and writes it, without the tracer's warnings about constants."
     import torch
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -162,7 +163,9 @@ def write_graph(
     import torch
     views = list(dict.fromkeys(view for view, *_ in parts))
     tensors = _example_tensors(batch, views)
-    inputs, outputs = [*tensors], [f"fold{fold}" for fold in sorted({f for _, folds, _ in parts for f in folds})]
+    all_folds = set()
+    for _, folds, _ in parts: all_folds |= set(folds)
+    inputs, outputs = [*tensors], [f"fold{fold}" for fold in sorted(all_folds)]
     module = graph_module(parts, inputs)
     with torch.no_grad(): densify(module, tuple(tensors.values()))
     axes = _dynamic_axes(inputs, outputs, any_length=bool(padding))
@@ -213,8 +216,15 @@ def _spread_rows(values: np.ndarray, fill: float, rows: int, position: np.ndarra
     return torch.from_numpy(out)
 
 # %% ../../nbs/76_serving.export.ipynb #77ccf0a0
-def _scoring(arrays: dict[str, np.ndarray], present: list[int], rows: int, position: np.ndarray) -> tuple:
-    "Of the ridge classifier: mean, deviation, weights `[K, present classes]`, bias; for PPVs in the graph's order."
+class _Ridge(NamedTuple):
+    "The ridge classifier as torch tensors, for PPVs in the graph's order."
+    mean: object        # [K]
+    deviation: object   # [K]
+    weights: object     # [K, present classes]
+    bias: object        # [present classes]
+
+def _ridge(arrays: dict[str, np.ndarray], present: list[int], rows: int, position: np.ndarray) -> _Ridge:
+    "The ridge classifier of a `RocketMember`, for the classes that it has seen."
     import torch
     count, shape = arrays["bounds"].shape[2], arrays["bounds"].shape
     def by_output(name, fill):
@@ -222,7 +232,7 @@ def _scoring(arrays: dict[str, np.ndarray], present: list[int], rows: int, posit
         return values.transpose(0, 1).reshape(count * rows, -1)
     weights = by_output("weights", 0)[:, list(present)]
     bias = torch.from_numpy(arrays["bias"][list(present)])
-    return by_output("centre", 0)[:, 0], by_output("spread", 1)[:, 0], weights, bias
+    return _Ridge(by_output("centre", 0)[:, 0], by_output("spread", 1)[:, 0], weights, bias)
 
 # %% ../../nbs/76_serving.export.ipynb #a6c438d6
 def kernel_module(
@@ -237,11 +247,11 @@ def kernel_module(
     rows, position = layout(arrays["dilations"])
     count = arrays["bounds"].shape[2]
     bounds = _spread_rows(arrays["bounds"], 4096, rows, position)
-    nine = np.broadcast_to(kernel_weights(), (len(position), 84, 9))
+    kernels = np.broadcast_to(kernel_weights(), (len(position), 84, 9))
     dilations, first = np.unique(arrays["dilations"], return_index=True)
     sizes = np.diff(np.append(position[first, 0], rows)).tolist()      # rows of each dilation
-    weights = _spread_rows(nine, 0, rows, position)[:, None, None].split(sizes)
-    centre, deviation, coefficients, bias = _scoring(arrays, present, rows, position)
+    weights = _spread_rows(kernels, 0, rows, position)[:, None, None].split(sizes)
+    mean, deviation, coefficients, bias = _ridge(arrays, present, rows, position)
     magnify = torch.full((rows, 1, 1, 1), 4096.0)
     class Kernels(torch.nn.Module):
         def forward(self, sums):
@@ -251,7 +261,7 @@ def kernel_module(
             output = torch.cat(convolved, 1)
             above = [F.conv2d(output, magnify, -4096 * bounds[:, j], groups=rows).clamp(0, 1) for j in range(count)]
             ppv = torch.cat([F.adaptive_avg_pool2d(a, 1) for a in above], 1).flatten(1)
-            return ppv, ((ppv - centre) / deviation).clamp(-8, 8) @ coefficients + bias
+            return ppv, ((ppv - mean) / deviation).clamp(-8, 8) @ coefficients + bias
     return Kernels()
 
 # %% ../../nbs/76_serving.export.ipynb #cc5229e4
@@ -285,9 +295,9 @@ def export_kernels(members: dict[int, Member], batch: Batch, name: str, folder: 
 def export_trees(members: dict[int, Member], batch: Batch, name: str, folder: Path) -> dict[str, object]:
     "Writes the trees of all folds as bit masks; returns what `CompiledTrees` reads."
     if any(member.booster is None for member in members.values()):
-        raise ValueError("a fold knows a single class and needs no trees")
+        raise ValueError("a fold was trained on a single class and has no trees")
     if len({member.names for member in members.values()}) > 1:
-        raise ValueError("its folds look at different features")
+        raise ValueError("its folds use different features")
     first, arrays = next(iter(members.values())), {}
     for fold, member in members.items():
         for array, values in tree_bits(member.booster.model_to_string()).items(): arrays[f"{fold}.{array}"] = values
@@ -335,7 +345,7 @@ def export_member(
         differences.append(largest_difference(compiled.predict_outputs(batch.take(rows)), expected.take(rows)))
     difference = np.max(differences)
     if not difference <= TOLERANCE:
-        raise RuntimeError(f"its exported form would answer differently, by {difference:.1e}")
+        raise RuntimeError(f"its exported form would predict differently, by {difference:.1e}")
     return entry
 
 # %% ../../nbs/76_serving.export.ipynb #d44628f4

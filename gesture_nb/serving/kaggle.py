@@ -31,7 +31,7 @@ from .predictor import read_blend
 
 # %% ../../nbs/77_serving.kaggle.ipynb #e9ae876a
 def package_files(root: Path) -> dict[str, bytes]:
-    "Name in the wheel → bytes: the modules, and the mark `py.typed` that says that they have type annotations."
+    "Name in the wheel → bytes: the modules, and the marker `py.typed` of packages with type annotations."
     paths = [*root.rglob("*.py"), *root.rglob("py.typed")]
     return {f"gesture_nb/{path.relative_to(root).as_posix()}": path.read_bytes() for path in sorted(paths)}
 
@@ -83,10 +83,10 @@ def write_wheel(folder) -> Path:
 # %% ../../nbs/77_serving.kaggle.ipynb #79f2546f
 def slug(title: str) -> str:
     "`title` as Kaggle writes it in addresses; a `UserError` if it is too short or too long."
-    s = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    if not 5 <= len(s) <= 50:
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    if not 5 <= len(name) <= 50:
         raise UserError(f"'{title}' cannot be a title on Kaggle: 5 to 50 letters, digits and hyphens are needed.")
-    return s
+    return name
 
 # %% ../../nbs/77_serving.kaggle.ipynb #5bfde654
 INTRO = """\
@@ -189,7 +189,7 @@ def fetch_wheels(
         if not found: missing.append(name)
     if missing and reporter is not None:
         reporter.say(f"Not attached, because no wheel was found: {', '.join(missing)}. Where Kaggle's image lacks it "
-                     "too, members answer fold by fold, slower; name a folder of wheels with --wheels.")
+                     "too, members are served fold by fold, which is slower; name a folder of wheels with --wheels.")
     return missing
 
 # %% ../../nbs/77_serving.kaggle.ipynb #e491ced9
@@ -244,7 +244,7 @@ def kaggle_folder(
 
 # %% ../../nbs/77_serving.kaggle.ipynb #bee0af04
 def _attach_run(out: Path, to: Path, reporter) -> bool:
-    "Exports a run and copies it; whether any member could be exported."
+    "Exports a run and copies it into `to`; returns whether any member could be exported."
     to.mkdir()
     with locked(out): exported = export_run(out, reporter)
     copy_run(out, to)

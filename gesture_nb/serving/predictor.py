@@ -31,6 +31,7 @@ from ..progress import Quiet, Reporter
 from ..sensors import sensor_of
 from ..training.blend import blend, with_fixed
 from ..training.decision import Decider, Decision, read_decision
+from ..training.identity import sensor_records
 from ..training.orientation import OrientationFixer, read_orientation_fixer
 from .compiled import KINDS, CompiledMember, compiled_members, second_thread, unit_folders
 
@@ -38,7 +39,7 @@ from .compiled import KINDS, CompiledMember, compiled_members, second_thread, un
 def read_blend(
     out,  # a run folder
 ) -> dict[str, object]:
-    "The content of `ensemble.json`; a `UserError` if there is none, a `DamagedError` if it was changed."
+    "The content of `ensemble.json`; a `UserError` if there is none, a `DamagedError` if its content was changed."
     path = Path(out) / "ensemble.json"
     if not path.exists():
         raise UserError(f"{out} holds no finished run: there is no ensemble.json. "
@@ -46,21 +47,21 @@ def read_blend(
     record = read_json(path)
     if record.pop("digest", None) != fingerprint(record):
         raise DamagedError(f"{path} is damaged: its digest does not fit its content. "
-                           "`gesture-nb train` writes it anew.")
+                           "`gesture-nb train` writes it again.")
     return record
 
 # %% ../../nbs/71_serving.predictor.ipynb #c489a131
 def load_unit(
     name: str,     # of the member
     folder: Path,  # of the unit
-    reporter,      # says why a unit cannot be loaded
+    reporter,      # reports why a unit cannot be loaded
 ) -> Member | None:
     "The member of one fold; None if it cannot be loaded."
     try:
         check_manifest(folder)
         return member_class(name).load(folder)
     except Exception as e:
-        reporter.say(f"{name} of {folder.name} cannot answer and is left out: {type(e).__name__}: {e}")
+        reporter.say(f"{name} of {folder.name} cannot be loaded and is left out: {type(e).__name__}: {e}")
         return None
 
 # %% ../../nbs/71_serving.predictor.ipynb #4fbb1dd8
@@ -71,19 +72,23 @@ def check_members(out, names) -> None:
         raise UserError(f"The run in {out} has a member '{name}' that is not registered in this program: import the "
                         f"module that registers it first, or leave it out: load(out, fixed={{'{name}': 0}}).")
 
-def check_channels(out, channels) -> None:
-    "A `UserError` if a run was trained with a sensor that is not registered in this program."
-    for channel in channels:
+def check_channels(out, record: dict) -> None:
+    "A `UserError` if a run was trained with a sensor that this program does not know, or knows by another record."
+    for channel in record["channels"]:
         if sensor_of(channel) is not None: continue
         raise UserError(f"The run in {out} was trained with the channel '{channel}', whose sensor is not registered in "
-                        "this program: import the module that registers it first.")
+                        "this program: import the module that registers it first (gesture-nb --import MODULE …).")
+    if record.get("sensors", {}) != sensor_records(record["channels"]):
+        names = ", ".join(name.removeprefix("sensors.") for name in sensor_records(record["channels"]))
+        raise UserError(f"The run in {out} was trained with another record of a sensor ({names}) than is registered in "
+                        "this program: register the sensor as it was for the training.")
 
 # %% ../../nbs/71_serving.predictor.ipynb #1e0bad96
 def load_members(
     out,                        # a run folder
     weights: dict[str, float],  # member → weight; members of weight 0 are not loaded
     fold: int | None = None,    # one fold; default: all
-    reporter=None,              # says what cannot be loaded
+    reporter=None,              # reports what cannot be loaded
     exported: bool = True,      # whether exported members may take the units' place
 ) -> dict[str, list[Member | CompiledMember]]:
     """Member → what predicts for it: one `CompiledMember` for all folds, or the `Member` of each fold.
@@ -104,7 +109,7 @@ def load_members(
 
 # %% ../../nbs/71_serving.predictor.ipynb #a51c4012
 class Failures(Counter):
-    "How often each kind of failure came; a kind is which member failed, with which type of error, raised where."
+    "Counts failures by kind: the member that failed, the type of error, and the line that raised it."
     def report(self, reporter, member: str, message: str, error: Exception) -> None:
         "Counts a failure; prints it if it is the 1st, 10th, 100th, … of its kind, else only logs it."
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
@@ -118,7 +123,7 @@ class Failures(Counter):
 
 # %% ../../nbs/71_serving.predictor.ipynb #3e959aa5
 class Predictions(NamedTuple):
-    "What a run's members predict together."
+    "The blended prediction of a run's members."
     probs: np.ndarray              # float64 [n, C]: blended
     heads: dict[str, np.ndarray]   # extra head, such as 'orientation' → [n, labels]
 
@@ -128,7 +133,7 @@ def mean_outputs(units: list[Member | CompiledMember], batch: Batch) -> Outputs:
 
 # %% ../../nbs/71_serving.predictor.ipynb #3e959ab0
 class MemberRunner:
-    "What a predictor does with its `members`; failures are reported to its `reporter`."
+    "Runs the `members` of a predictor; counts `failures` and reports them to its `reporter`."
     def member_outputs(self, batch: Batch) -> dict[str, Outputs | None]:
         "Member → the mean over its folds; None if it failed."
         compiled = self._compiled() if len(batch) == 1 else []
@@ -140,7 +145,7 @@ class MemberRunner:
         for name, units in self.members.items():
             if name not in compiled: outputs[name] = self.attempt(name, partial(mean_outputs, units, batch))
         done = {name: [] for name in compiled}
-        for name, part, job in reversed(jobs):
+        for name, part, job in reversed(jobs):   # a job that has not begun is cancelled and its part run here
             done[name].append(self.attempt(name, part if job.cancel() else job.result))
         for name, parts in done.items(): outputs[name] = sum_outputs(parts) if parts and None not in parts else None
         return outputs
@@ -161,14 +166,14 @@ def _html_row(cells: tuple[str, ...]) -> str:
     "One row of an HTML table."
     return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
 
-def _shortened(names: tuple[str, ...], most: int = 8) -> list[str]:
+def _shortened(names: tuple[str, ...], max_names: int = 8) -> list[str]:
     "The first names, and how many there are besides."
-    if len(names) <= most: return [*names]
-    return [*names[:most], f"and {len(names) - most} more"]
+    if len(names) <= max_names: return [*names]
+    return [*names[:max_names], f"and {len(names) - max_names} more"]
 
 # %% ../../nbs/71_serving.predictor.ipynb #3e959aa9
 class Description:
-    "How a predictor shows itself in a notebook."
+    "A predictor as text and as HTML."
     def __repr__(self):
         members = ", ".join(f"{name} ({weight})" for name, weight, _ in self._rows())
         return f"Predictor of {len(self.classes)} labels from {len(self.channels)} channels: {members}"
@@ -196,7 +201,7 @@ class Predictor(MemberRunner, Description):
     classes: tuple[str, ...]        # labels; predictions are positions in it
     channels: tuple[str, ...]       # the channels that the members were trained with
     blend: dict[str, object]        # keyword arguments of `training.blend.blend`: 'weights', temperatures
-    members: dict[str, list[Member | CompiledMember]]  # what predicts for each member; the mean counts
+    members: dict[str, list[Member | CompiledMember]]  # member → its units, or one compiled member; averaged
     rate_hz: float | None = None    # sample rate of sequences that do not state theirs
     reporter: Reporter = field(default_factory=Quiet)
     decide: Decider | None = None   # default: the class of the largest probability
@@ -212,8 +217,8 @@ class Predictor(MemberRunner, Description):
         except Exception as e: return self.fallback_label(e)
 
     def fallback_label(self, error: Exception) -> str:
-        "The first label, which is the answer when every member failed; reports the error."
-        message = f"A sequence was answered with '{self.classes[0]}', because no member could"
+        "The first label, which is predicted where every member failed; reports the error."
+        message = f"A sequence was answered with '{self.classes[0]}', because no member could predict it"
         self.failures.report(self.reporter, "", message, error)
         return self.classes[0]
 
@@ -232,12 +237,12 @@ class Predictor(MemberRunner, Description):
     def predict_outputs(self, table: SequenceTable) -> Predictions:
         "Blended probabilities and extra heads of all sequences; a `RuntimeError` if every member failed."
         batch = self.batch(self.fix_orientation(table) if self.fix_orientation else table)
-        outputs = {name: o for name, o in self.member_outputs(batch).items() if o is not None}
-        if not outputs: raise RuntimeError("No member could answer.")
+        outputs = {name: result for name, result in self.member_outputs(batch).items() if result is not None}
+        if not outputs: raise RuntimeError("No member could predict.")
         heads = {}
-        for o in outputs.values(): heads |= o.heads
+        for result in outputs.values(): heads |= result.heads
         weights = {name: weight for name, weight in self.blend["weights"].items() if name in outputs}
-        probs = blend({name: o.probs for name, o in outputs.items()}, **self.blend | {"weights": weights})
+        probs = blend({name: result.probs for name, result in outputs.items()}, **self.blend | {"weights": weights})
         return Predictions(probs, heads)
 
     def decide_labels(self, table: SequenceTable, outputs: Predictions | None = None) -> list[int]:
@@ -249,7 +254,7 @@ class Predictor(MemberRunner, Description):
         return labels
 
     def batch(self, table: SequenceTable) -> Batch:
-        "The table's sequences with the features that the members were trained with."
+        "The table's sequences with their features, computed from the channels that the members were trained with."
         frames = frame_features(table, FrameSettings(channels=self.channels))
         return Batch(frames, np.arange(len(table)), self.classes)
 
@@ -258,7 +263,7 @@ def read_decider(
     record: dict[str, object],  # the content of `ensemble.json`
     fold: int | None = None,
 ) -> Decider | None:
-    "How the run turns probabilities into labels; None for runs of an earlier version."
+    "The run's rule from probabilities to labels; None for runs of an earlier version, which have none."
     if "decision" not in record: return None
     decision = record["decision"]["final"] if fold is None else record["decision"]["per_fold"][fold]
     return Decider(read_decision(decision), tuple(record["classes"]))
@@ -268,7 +273,7 @@ def load(
     out,                                    # a run folder
     fold: int | None = None,                # only the members that never saw this fold's subjects, blended and decided
                                             # as their out-of-fold predictions were; default: all members
-    reporter=None,                          # says what cannot be loaded
+    reporter=None,                          # reports what cannot be loaded
     fixed: dict[str, float] | None = None,  # member → weight in place of the fitted one; 0 leaves a member out
     exported: bool = True,                  # whether exported members, which are faster, may predict
 ) -> Predictor:
@@ -277,7 +282,7 @@ def load(
     folds = len(record["per_fold"])
     if fold is not None and not 0 <= fold < folds:
         raise UserError(f"The run in {out} has the folds 0 to {folds - 1}, not {fold}.")
-    check_channels(out, record["channels"])
+    check_channels(out, record)
     recipe = record["final"] if fold is None else record["per_fold"][fold]
     recipe = recipe | {"weights": with_fixed(recipe["weights"], fixed)}
     members = load_members(out, recipe["weights"], fold, reporter, exported)

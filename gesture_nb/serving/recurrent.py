@@ -50,7 +50,7 @@ def _stack(weights: list[list[np.ndarray]], i: int) -> torch.Tensor:
     return torch.tensor(np.stack([arrays[i] for arrays in weights]))
 
 def _input_buffers(members: list) -> dict[str, torch.Tensor]:
-    "Which feature each channel reads, and its mean and scale; filled up to whole vectors with the last feature."
+    "Which feature each channel reads, and its mean and scale; padded to whole vectors with the last feature."
     features = members[0].shape.features
     at = np.minimum(np.arange(features + -features % VECTOR), features - 1)
     statistic = lambda i: torch.tensor(np.concatenate([member.scale[i][at] for member in members]))[:, None]
@@ -58,7 +58,7 @@ def _input_buffers(members: list) -> dict[str, torch.Tensor]:
 
 # %% ../../nbs/75_serving.recurrent.ipynb #a51c9016
 def _patch_buffers(weights: list[list[np.ndarray]], features: int) -> dict[str, torch.Tensor]:
-    "The convolution, with zero weights for the channels that fill up, and the layer normalisation."
+    "The convolution, with zero weights for padded channels, and the layer normalisation."
     pad = ((0, 0), (0, -features % VECTOR), (0, 0))
     look = np.concatenate([np.pad(arrays[0].transpose(2, 1, 0), pad) for arrays in weights])
     return {
@@ -88,7 +88,7 @@ def same_padding(length: int, stride: int, kernel: int) -> tuple[int, int]:
 
 # %% ../../nbs/75_serving.recurrent.ipynb #a51c9009
 class RecurrentNets(nn.Module):
-    """The nets of several `KerasMember`s of one build: a batch of tensors → probabilities `[B, nets, C]`.
+    """The nets of several `KerasMember`s of the same architecture: a batch of tensors → probabilities `[B, nets, C]`.
 
     The batch's view may be shorter than the members' own, by whole strides of padding."""
     def __init__(self, members: list):
@@ -107,9 +107,9 @@ class RecurrentNets(nn.Module):
     def forward(self, batch):
         shape, stride = self.shape, self.shape.stride
         mask, steps = batch["mask"].to(batch["x"].dtype)[:, None], batch["mask"].shape[1]
-        around = same_padding(self.lengths[0], stride, self.look.shape[3])
+        padding = same_padding(self.lengths[0], stride, self.look.shape[3])
         x = ((batch["x"][:, self.at] - self.mean) * self.scale).clamp(-10, 10) * mask
-        x = F.pad(x, around).unsqueeze(2)
+        x = F.pad(x, padding).unsqueeze(2)
         h = F.conv2d(x, self.look, self.look_bias, (1, stride), groups=self.copies).squeeze(2)  # [B, nets · W, patches]
         pooled = F.max_pool1d(F.pad(mask, same_padding(self.lengths[0], stride, stride)), stride)
         real = pooled.transpose(1, 2)                                                           # [B, patches, 1]

@@ -86,7 +86,7 @@ def _padded_stem(stem: nn.Sequential, inputs: int, outputs: int) -> nn.Conv1d:
 
 # %% ../../nbs/74_serving.stacked.ipynb #d9c73124
 def _flag_matrix(needs: list[list[int]]) -> torch.Tensor:
-    "float32 `[flags, stems]`: 1 where a stem works if this flag is set; 1 everywhere for a stem without flags."
+    "float32 `[flags, stems]`: 1 where this flag switches the stem on; 1 everywhere for a stem without flags."
     flags = max((flag for need in needs for flag in need), default=-1) + 1
     rows = [[float(flag in need or not need) for need in needs] for flag in range(flags)]
     return torch.tensor(rows).reshape(flags, len(needs))
@@ -156,14 +156,14 @@ def _by_net(nets: int, size: int, first: int = 0) -> torch.Tensor:
     return first + torch.arange(size * nets).reshape(nets, size)
 
 def _pooled_order(nets: int, channels: int, flags: int) -> torch.Tensor:
-    "The order in which each net finds its three poolings and the flags together."
+    "The order that puts the three poolings of each net and the flags side by side."
     poolings = [_by_net(nets, channels, first=k * nets * channels) for k in range(3)]
     shared = 3 * nets * channels + torch.arange(flags).expand(nets, -1)
     return torch.cat([*poolings, shared], 1).flatten()
 
 # %% ../../nbs/74_serving.stacked.ipynb #a51cb003
 class Stacked(nn.Module):
-    """Several `GestureNet`s of one build as one net; modifies the nets it is made from.
+    """Several `GestureNet`s of the same architecture as one net; modifies the nets it is made from.
 
     `forward` takes a batch of tensors (`x`, `mask`, `flags`, `grids` if the nets have a grid stem) and returns the
     probabilities of `heads`, side by side: `[B, nets, labels]`."""
@@ -213,7 +213,7 @@ class Net(NamedTuple):
     "One net of one fold."
     fold: int
     view: View
-    build: object       # nets of equal builds can be stacked
+    build: object       # describes the architecture: nets of equal builds can be stacked
     net: object
 
 class Part(NamedTuple):
@@ -223,7 +223,7 @@ class Part(NamedTuple):
     net: object         # a torch module: a batch of tensors → probabilities `[B, nets, labels]`
 
 class GraphPlan(NamedTuple):
-    "One graph: its parts, and the longest sequence (steps) for which they answer as each net alone; None: any."
+    "One graph: its parts, and the longest sequence (steps) that they predict as each net alone does; None: any."
     parts: list[Part]
     longest: int | None
 
@@ -278,5 +278,5 @@ def stack_convolutional(
 
 # %% ../../nbs/74_serving.stacked.ipynb #61089ec1
 def _build_of(member) -> tuple[int, str]:
-    "Members with equal stride and auxiliary heads have nets of one build."
+    "The architecture of a member's nets: stride and extra heads."
     return stride_of(member.shape, member.preset), str(member.shape.aux)

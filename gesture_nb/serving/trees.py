@@ -35,7 +35,7 @@ def read_trees(
     if "objective=multiclass " not in head or "average_output" in head:
         raise ValueError("the model is not a sum of trees of several classes")
     if any(tree["num_cat"] != "0" or tree.get("is_linear", "0") != "0" for tree in trees):
-        raise ValueError("some splits or leaves are more than plain numbers")
+        raise ValueError("some splits are categorical, or some leaves linear")
     fields = {}
     for name, dtype in _FIELDS.items():
         numbers = " ".join(tree.get(name, "") for tree in trees).split()

@@ -35,11 +35,11 @@ def _stack(probs: dict[str, np.ndarray], names) -> np.ndarray:
     for member in names:
         if member in probs: continue
         present = ", ".join(probs) or "none"
-        raise UserError(f"The blend needs '{member}', but its probabilities are not there; there are {present}.")
+        raise UserError(f"The blend needs '{member}', but its probabilities are missing; those of {present} are there.")
     shapes = {member: np.shape(probs[member]) for member in names}
     if len(set(shapes.values())) > 1:
         listing = ", ".join(f"{member} {shape}" for member, shape in shapes.items())
-        raise UserError(f"Members answered with different shapes: {listing}.")
+        raise UserError(f"The members' probabilities have different shapes: {listing}.")
     return np.stack([np.asarray(probs[member], np.float64) for member in names])
 
 # %% ../../nbs/63_training.blend.ipynb #9508ba79
@@ -55,9 +55,9 @@ def tempered(
     temperature: float,  # above 0; 1 leaves them as they are
 ) -> np.ndarray:
     "float64 `[n, C]`: proportional to probs^(1/temperature)."
-    z = np.log(np.maximum(np.asarray(probs, np.float64), 1e-12)) / temperature
-    z = np.exp(z - z.max(-1, keepdims=True))
-    return z / z.sum(-1, keepdims=True)
+    logits = np.log(np.maximum(np.asarray(probs, np.float64), 1e-12)) / temperature
+    scaled = np.exp(logits - logits.max(-1, keepdims=True))
+    return scaled / scaled.sum(-1, keepdims=True)
 
 # %% ../../nbs/63_training.blend.ipynb #06fd4dca
 def find_temperature(
@@ -72,13 +72,13 @@ def find_temperature(
     if len(y) == 0: return 1.0
     def loss(log_t):
         likelihood = tempered(probs, np.exp(log_t))[np.arange(len(y)), y]
-        return -np.log(likelihood).sum() + 5 * log_t * log_t
+        return -np.log(likelihood).sum() + 5 * log_t * log_t   # the last term is the prior
     bounds = (-np.log(4), np.log(4))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4}).x))
 
 # %% ../../nbs/63_training.blend.ipynb #6be95f07
 class Recipe(TypedDict):
-    "How probabilities are blended: the keyword arguments of `blend`, as kept in `ensemble.json`."
+    "How probabilities are blended: the keyword arguments of `blend`, as stored in `ensemble.json`."
     weights: dict[str, float]        # member → weight
     temperatures: dict[str, float]   # member → temperature
     temperature: float               # of the mixture
@@ -95,8 +95,8 @@ def blend(
     temperatures = temperatures or {}
     scaled = []
     for member, member_probs in zip(weights, _stack(probs, weights)):
-        t = temperatures.get(member, 1)
-        scaled.append(member_probs if t == 1 else tempered(member_probs, t))
+        own = temperatures.get(member, 1)
+        scaled.append(member_probs if own == 1 else tempered(member_probs, own))
     mixed = _weighted_mean(np.stack(scaled), np.array([*weights.values()]))
     return mixed if temperature == 1 else tempered(mixed, temperature)
 
@@ -157,16 +157,16 @@ def find_recipe(
 ) -> Recipe:
     "The recipe {weights, temperatures, temperature} fitted on these sequences; equal weights if there are none."
     used = {m: p for m, p in probs.items() if (fixed or {}).get(m) != 0}
-    t = {m: find_temperature(p, y) if calibrate else 1.0 for m, p in used.items()}
-    if len(used) > 1: fitted = find_weights({m: tempered(p, t[m]) for m, p in used.items()}, y)
+    temperatures = {m: find_temperature(p, y) if calibrate else 1.0 for m, p in used.items()}
+    if len(used) > 1: fitted = find_weights({m: tempered(p, temperatures[m]) for m, p in used.items()}, y)
     else: fitted = dict.fromkeys(used, 1.0)
     weights = with_fixed(fitted, fixed)
-    recipe = {"weights": weights, "temperatures": {m: t[m] for m in weights}}
+    recipe = {"weights": weights, "temperatures": {m: temperatures[m] for m in weights}}
     return recipe | {"temperature": find_temperature(blend(used, **recipe), y) if calibrate else 1.0}
 
 # %% ../../nbs/63_training.blend.ipynb #d16a4c4c
 class NestedBlend(NamedTuple):
-    "What `nested_blend` returns."
+    "Probabilities blended without a look at the labels of their own fold, and the recipes."
     probs: np.ndarray        # float64 [n, C]: each fold blended by the recipe of the other folds
     per_fold: list[Recipe]   # the recipe fitted without each fold
     final: Recipe            # the recipe fitted on all folds

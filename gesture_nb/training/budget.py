@@ -8,6 +8,7 @@ __all__ = ['RESERVE', 'units_that_fit', 'Plan', 'read_plan', 'make_plan', 'TimeB
 # %% ../../nbs/67_training.budget.ipynb #b9ed4d31
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ RESERVE = 0.05   # share of the time limit for blending, the report and serving
 def units_that_fit(
     seconds_by_member: dict[str, float],   # estimated seconds of one unit
     folds: int,
-    left: float,                           # seconds
+    left: float,                           # seconds until the limit
 ) -> list[tuple[str, int]]:
     "The pairs (member, fold) that fit, in the order in which they are trained."
     units = []
@@ -47,10 +48,9 @@ class Plan:
 
     def describe(self) -> str:
         "The plan in one sentence."
-        members = dict.fromkeys([*(member for member, _ in self.units), *self.each])
-        count = {member: sum(m == member for m, _ in self.units) for member in members}
-        planned = [m if n == self.folds else f"{m} {n} of {self.folds} folds" for m, n in count.items() if n]
-        left_out = [m for m, n in count.items() if not n]
+        folds_of = Counter(member for member, _ in self.units)
+        planned = [m if n == self.folds else f"{m} {n} of {self.folds} folds" for m, n in folds_of.items()]
+        left_out = [member for member in self.each if member not in folds_of]
         total = format_duration(sum(self.each[member] for member, _ in self.units))
         sentence = f"Planned for {self.hours:g} h: {', '.join(planned)}, about {total}"
         return sentence + (f"; no time for {', '.join(left_out)}." if left_out else ".")
@@ -63,15 +63,15 @@ def read_plan(
     members: Iterable[str],
     say: Callable[[str], None],
 ) -> Plan | None:
-    "The plan of an earlier start if it was made for the same limit, folds and members, else None."
+    "The plan of an earlier start if it was made for the same limit, folds and members, else None; `say` reports why."
     if not Path(path).exists(): return None
     try: plan = Plan(**read_sealed(path))
     except (DamagedError, TypeError) as e:
-        say(f"{e} The time is planned anew.")
+        say(f"{e} A new plan is made.")
         return None
     if (plan.hours, plan.folds, sorted(plan.each)) == (hours, folds, sorted(members)): return plan
     before = f"{plan.hours:g} h, {plan.folds} folds of {', '.join(plan.each)}"
-    say(f"The time was planned for {before}, and is now planned anew.")
+    say(f"The time was planned for {before}; a new plan is made.")
     return None
 
 # %% ../../nbs/67_training.budget.ipynb #edaa7469
@@ -80,7 +80,7 @@ def make_plan(
     hours: float,
     folds: int,
     seconds_by_member: dict[str, float],   # estimated seconds of one unit
-    left: float,                           # seconds
+    left: float,                           # seconds until the limit
     say: Callable[[str], None],
 ) -> Plan:
     "The plan in the file `path` if it fits, else a new one that is written there."
@@ -111,11 +111,11 @@ class TimeBudget:
         return self.end - time.monotonic()
 
     def note(self, unit, seconds: float) -> None:
-        "Notes the measured time of a finished unit."
+        "Records the measured time of a finished unit."
         self.slowest[unit.member] = max(seconds, self.slowest.get(unit.member, 0.0))
 
     def expected(self, member: str) -> float:
-        "Seconds that a unit of this member will take, by what is known now."
+        "Expected seconds of a unit of this member: measured, or estimated and corrected by what the others took."
         if member in self.slowest: return 1.1 * self.slowest[member]
         factors = [1.0]
         for other, seconds in self.slowest.items():

@@ -43,7 +43,7 @@ def _from_json(value):
 
 # %% ../../nbs/60_training.checkpoint.ipynb #daaa3ba6
 class FolderCheckpoint:
-    "Keeps the two newest states in `folder`. After `load`, `warning` says which state was damaged, or is None."
+    "Keeps the two newest states in `folder`. After `load`, `warning` names the damaged state, or is None."
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.warning: str | None = None
@@ -58,14 +58,14 @@ class FolderCheckpoint:
 
     def states(self) -> list[Path]:
         "Folders of the states, newest first."
-        return sorted((p for p in self.folder.glob("state-*") if p.is_dir()), reverse=True)
+        return sorted((path for path in self.folder.glob("state-*") if path.is_dir()), reverse=True)
 
     def save(self, arrays: dict[str, np.ndarray], metadata: dict) -> None:
         "Writes a new state and verifies it, then removes all older states but the newest intact one."
         old = self.states()
         number = int(old[0].name.removeprefix("state-")) + 1 if old else 1
         new = self.folder / f"state-{number:06d}"
-        reserve = next((p for p in old if p not in self._damaged), None)
+        reserve = next((path for path in old if path not in self._damaged), None)
         with atomic_folder(new, {"seconds": self.seconds}) as tmp:
             write_arrays(tmp / "arrays.safetensors", arrays)
             write_json(tmp / "facts.json", _to_json(metadata))

@@ -39,7 +39,7 @@ class Dataset:
     source: str                              # fingerprint of the data's bytes
     aux: dict[str, np.ndarray] = field(default_factory=dict)   # int64 [n]: labels of extra heads, see `extra_labels`
     starts: np.ndarray | None = None         # int64 [n]: rows before the gesture itself, -1 unknown; None: all unknown
-    flips: FlipRepairs | None = None         # turned devices, if they were looked for
+    flips: FlipRepairs | None = None         # turned devices; None: not looked for
     row_of_fold: np.ndarray | None = None    # int64 [folds, n]: the sequence of `frames` to use; None: in order
     options_by_fold: dict[int, FoldOptions] = field(default_factory=dict)   # filled as they are selected
 
@@ -96,7 +96,7 @@ def store_folder(settings: Settings) -> Path:
 
 # %% ../../nbs/62_training.dataset.ipynb #62a0d007
 class Features(NamedTuple):
-    "What `features_of` returns, for the same sequences."
+    "What `features_of` returns: frame features and summaries of the same sequences."
     frames: FrameFeatures
     summaries: Summaries
 
@@ -122,7 +122,7 @@ def find_repairs(
     settings: Settings,
     reporter,
 ) -> FlipRepairs | None:
-    "Turned devices, and a line about them; None if the settings or the data give no reason to look for them."
+    "Finds turned devices and reports how many; None if the settings or the data give no reason to look for them."
     if not should_find_flips(settings.flip, table, y, fold, classes): return None
     flips = find_flips(table, fold, arrival_order(len(table), settings.seed))
     subjects, turned = table.meta["subject"], flips.turned.any(0)
@@ -135,7 +135,7 @@ def _labels_of(table: SequenceTable, data: str) -> tuple[np.ndarray, np.ndarray]
     "(class names `[C]`, positions among them `[n]`); a `UserError` if there is nothing to learn."
     if not table.labelled:
         raise UserError(f"{data} has no column 'gesture', so there is nothing to learn; "
-                        "use `gesture-nb predict` to answer it.")
+                        "use `gesture-nb predict` to predict its gestures.")
     classes, y = np.unique(table.meta["gesture"], return_inverse=True)
     if len(classes) < 2:
         raise UserError(f"All sequences of {data} have the gesture '{classes[0]}': "

@@ -44,7 +44,7 @@ NO_HEADS = MappingProxyType({})   # no member has extra heads
 
 # %% ../../nbs/64_training.decision.ipynb #da74a254
 class Kinds(NamedTuple):
-    "What `kinds_of` returns."
+    "Kinds of recording: how probable each is, and the design that they follow."
     probs: np.ndarray   # [..., kinds] probabilities
     design: Design      # the class of each kind and how often a subject makes it
 
@@ -84,13 +84,13 @@ def design_posterior(
 ) -> np.ndarray:
     "float64 `[n, C]`: the posterior of the classes given the same subject's earlier sequences."
     kinds, design = kinds_of(probs, heads, classes)
-    q = posterior(subjects, kinds, classes, order, soft=True, design=design)
-    return np.where(has_prediction(probs)[:, None], q, np.nan)
+    joint_probs = posterior(subjects, kinds, classes, order, soft=True, design=design)
+    return np.where(has_prediction(probs)[:, None], joint_probs, np.nan)
 
 # %% ../../nbs/64_training.decision.ipynb #8b7fc3a5
 @dataclass(frozen=True)
 class Decision:
-    "How labels follow from probabilities."
+    "How labels follow from probabilities: a rule, applied to single sequences or to a subject's sequences jointly."
     rule: Rule
     by_person: bool = False   # whether the sequences of a subject are decoded jointly, as they arrive
 
@@ -108,8 +108,8 @@ def check_decision(setting: str, classes: tuple[str, ...]) -> None:
     "Raises a `UserError` if the setting DECISION=`setting` is impossible with these classes."
     if setting != "assignment" or is_competition(classes): return
     raise UserError(
-        "DECISION=assignment needs the competition's gestures, of which everybody makes a known number; "
-        "these classes are others. Use auto, expected_f1 or argmax."
+        "DECISION=assignment needs the competition's gestures, of which everybody makes a known number, "
+        "but this data has other classes. Use auto, expected_f1 or argmax."
     )
 
 # %% ../../nbs/64_training.decision.ipynb #e224a7f8
@@ -143,10 +143,12 @@ def find_expected_f1(data: DecisionData) -> Decision:
     return Decision(find_rule(data.probs, data.y, data.classes))
 
 def _find_single(data: DecisionData) -> Decision:
+    "A rule for single sequences that gains on folds it was not fitted on, else the argmax."
     return Decision(earned_rule(data.probs, data.y, data.fold, data.classes))
 
-def _find_joint(data: DecisionData, q: np.ndarray) -> Decision:
-    return Decision(earned_rule(q, data.y, data.fold, data.classes), True)
+def _find_joint(data: DecisionData, joint_probs: np.ndarray) -> Decision:
+    "The same on `joint_probs`, the posterior given each subject's earlier sequences."
+    return Decision(earned_rule(joint_probs, data.y, data.fold, data.classes), True)
 
 def find_assignment(data: DecisionData) -> Decision:
     "Joint decoding of each subject's sequences, whatever it gains. Needs the competition's design."
@@ -159,14 +161,17 @@ def find_auto(data: DecisionData) -> Decision:
     "The argmax, or a rule that gains on folds it was not fitted on; jointly by subject where that gains as well."
     single = _find_single(data)
     if not follows_design(data.subjects, data.y, data.classes): return single
-    q = data.posterior()
-    joint = _find_joint(data, q)
-    return joint if data.score(joint, q) - data.score(single, data.probs) >= MIN_GAIN else single
+    joint_probs = data.posterior()
+    joint = _find_joint(data, joint_probs)
+    gain = data.score(joint, joint_probs) - data.score(single, data.probs)
+    return joint if gain >= MIN_GAIN else single
 
 # %% ../../nbs/64_training.decision.ipynb #a865e882
 def find_decision(setting: str, data: DecisionData) -> Decision:
     "The decision that the rule named by the setting DECISION finds on these sequences."
-    return DECISIONS.get(setting)(data)
+    decision = DECISIONS.get(setting)(data)
+    if isinstance(decision, Decision): return decision
+    raise UserError(f"The decision rule '{setting}' returned a {type(decision).__name__}, but must return a Decision.")
 
 def register_decision(
     name: str,                                   # a value of DECISION from now on
@@ -186,12 +191,12 @@ def decide_labels(
     order: np.ndarray,                 # int [n]: which sequence arrives first, second, …
 ) -> np.ndarray:
     "int64 `[n]` labels, -1 where there are no probabilities."
-    q = design_posterior(probs, heads, subjects, classes, order) if decision.by_person else probs
-    return np.where(has_prediction(probs), decision.rule.decide(np.nan_to_num(q)), -1)
+    decided = design_posterior(probs, heads, subjects, classes, order) if decision.by_person else probs
+    return np.where(has_prediction(probs), decision.rule.decide(np.nan_to_num(decided)), -1)
 
 # %% ../../nbs/64_training.decision.ipynb #d0c1a005
 class NestedDecisions(NamedTuple):
-    "What `nested_decisions` returns."
+    "A decision for each fold that did not see it, and one for serving."
     per_fold: list[Decision]   # the decision selected without each fold
     final: Decision            # the decision selected on all folds
 

@@ -29,7 +29,7 @@ def time_probe(tries: int = 5) -> float:
 
 # %% ../../nbs/67_training.forecast.ipynb #c66de9e8
 def slowdown() -> float:
-    "How many times slower this machine is than the reference machine; at least 1."
+    "How many times as long this machine takes as the reference machine; at least 1."
     return max(1.0, time_probe() / REFERENCE_PROBE)
 
 # %% ../../nbs/67_training.forecast.ipynb #cb13d470

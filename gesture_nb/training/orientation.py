@@ -30,7 +30,7 @@ def cumsum_by_group(
     values: np.ndarray,   # [n] numbers
     groups: np.ndarray,   # int [n] group numbers; rows of a group stand together
 ) -> np.ndarray:
-    "`[n]`: the cumulative sum, starting anew with each group."
+    "`[n]`: the cumulative sum within each group."
     start = np.flatnonzero(np.diff(groups, prepend=-1))
     size = np.diff(np.append(start, len(groups)))
     total = np.cumsum(values)
@@ -57,7 +57,7 @@ def flipped_so_far(
 # %% ../../nbs/65_training.orientation.ipynb #958d8166
 @dataclass(frozen=True)
 class FlipRepairs:
-    "Which devices count as turned while a fold is held out, and the detectors that said so."
+    "Which sequences count as turned while each fold is held out, and the detectors that found them."
     turned: np.ndarray              # bool [folds, n]
     detectors: list[FlipDetector]   # of each fold, fitted without it
     final: FlipDetector             # fitted on all subjects, for serving
@@ -83,7 +83,7 @@ def should_find_flips(
     return follows_design(subjects, y, classes)
 
 # %% ../../nbs/65_training.orientation.ipynb #65a0b003
-def _held_out(
+def _held_out_flips(
     detector: FlipDetector,
     signs: dict[str, np.ndarray],   # of all sequences
     subjects: np.ndarray,           # of all sequences
@@ -111,13 +111,13 @@ def find_flips(
         train_signs = {group: v[train] for group, v in signs.items()}
         detector = fit_flip_detector(train_signs, subjects[train])
         turned[k, train] = is_flipped(detector, train_signs, subjects[train])
-        turned[k, held] = _held_out(detector, signs, subjects, held, order[fold[order] == k])
+        turned[k, held] = _held_out_flips(detector, signs, subjects, held, order[fold[order] == k])
         detectors.append(detector)
     return FlipRepairs(turned, detectors, fit_flip_detector(signs, subjects))
 
 # %% ../../nbs/65_training.orientation.ipynb #65a0b004
 class FlippedCopies(NamedTuple):
-    "What `with_flipped_copies` returns."
+    "Sequences as recorded and turned back, and which of both each fold uses."
     table: SequenceTable      # the table, followed by turned-back copies of the sequences that any fold turns
     row_of_fold: np.ndarray   # int64 [folds, n]: the row of `table` that each fold uses for each sequence
 
@@ -127,11 +127,11 @@ def with_flipped_copies(
     turned: np.ndarray,       # bool [folds, n]
 ) -> FlippedCopies:
     "The table with a turned-back copy of each sequence that counts as turned in some fold."
-    ever = np.flatnonzero(turned.any(0))
+    copied = np.flatnonzero(turned.any(0))
     row_of_fold = np.tile(np.arange(len(table)), (len(turned), 1))
-    if not len(ever): return FlippedCopies(table, row_of_fold)
-    row_of_fold[:, ever] = np.where(turned[:, ever], len(table) + np.arange(len(ever)), ever)
-    return FlippedCopies(concat([table, flip_upside_down(take(table, ever))]), row_of_fold)
+    if not len(copied): return FlippedCopies(table, row_of_fold)
+    row_of_fold[:, copied] = np.where(turned[:, copied], len(table) + np.arange(len(copied)), copied)
+    return FlippedCopies(concat([table, flip_upside_down(take(table, copied))]), row_of_fold)
 
 # %% ../../nbs/65_training.orientation.ipynb #17189678
 def fix_held_out(
@@ -140,12 +140,12 @@ def fix_held_out(
     fold: np.ndarray,    # int [n]
     order: np.ndarray,   # int [n]: which sequence arrives first, second, …
 ) -> SequenceTable:
-    "The table with sequences turned back where their own fold's detector says so; for tables with sensors removed."
+    "The table with sequences turned back that their own fold's detector finds; for tables with sensors removed."
     signs, subjects = flip_signs(table), table.meta["subject"]
     turned = np.zeros(len(table), bool)
     for k, detector in enumerate(repairs.detectors):
         rows = np.flatnonzero(fold == k)
-        turned[rows] = _held_out(detector, signs, subjects, rows, order[fold[order] == k])
+        turned[rows] = _held_out_flips(detector, signs, subjects, rows, order[fold[order] == k])
     return flip_upside_down(table, turned) if turned.any() else table
 
 # %% ../../nbs/65_training.orientation.ipynb #f5bcc577
@@ -154,7 +154,7 @@ class OrientationFixer:
     def __init__(self, detector: FlipDetector):
         self.detector = detector
         self.watch = FlipWatch(detector)
-        self._turned: dict[tuple[str, str], bool] = {}   # (subject, sequence id) → what was found
+        self._turned: dict[tuple[str, str], bool] = {}   # (subject, sequence id) → whether it counts as turned
 
     def turned(self, one: SequenceTable) -> bool:
         "Whether the device of this one sequence counts as turned; without a subject only the sequence itself counts."

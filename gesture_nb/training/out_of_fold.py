@@ -47,16 +47,16 @@ def collect_out_of_fold(n: int, outputs: Sequence[tuple[str, dict[str, np.ndarra
 # %% ../../nbs/66_training.out_of_fold.ipynb #456a258e
 @dataclass(frozen=True)
 class OutOfFoldResult:
-    "The out-of-fold predictions of members and ensemble."
+    "Out-of-fold predictions of the members and the ensemble for all n sequences, and how they were blended."
     probs: dict[str, np.ndarray]   # member → float32 [n, C]
     heads: dict[str, np.ndarray]   # 'orientation', 'opening' → float32 [n, labels], where a member has such a head
     blended: np.ndarray            # float64 [n, C]
     labels: np.ndarray             # int64 [n]: decided labels; -1 where no member has a prediction
-    blend: dict                    # for `ensemble.json`: classes, recipes and decisions, of all folds and without each
+    blend: dict                    # for `ensemble.json`: classes; recipes and decisions of all folds and without each
     decisions: list[Decision]      # the decision for each fold
 
 def arrival_order(n: int, seed: int) -> np.ndarray:
-    "int64 `[n]`: the one random order in which sequences are taken to arrive, wherever a single order is needed."
+    "int64 `[n]`: the random order of arrival that a run assumes wherever it needs a single one."
     return np.random.default_rng(seed).permutation(n)
 
 # %% ../../nbs/66_training.out_of_fold.ipynb #66a0d001
@@ -87,7 +87,7 @@ def score_labels(dataset, labels: np.ndarray) -> dict:
     """
     names, predicted = np.array(dataset.classes), labels >= 0
     def score(rows): return scores(names[dataset.y[rows]], names[labels[rows]], dataset.classes)
-    def brief(found): return {key: found[key] for key in ("accuracy", "macro_f1", "score") if key in found}
+    def brief(result): return {key: result[key] for key in ("accuracy", "macro_f1", "score") if key in result}
     per_fold = []
     for k in range(int(dataset.fold.max()) + 1):
         rows = predicted & (dataset.fold == k)

@@ -29,6 +29,7 @@ from ..data.sequences import SequenceTable
 from ..registry import MEMBERS
 from .budget import Plan
 from .dataset import Dataset
+from .identity import sensor_records
 from .out_of_fold import (
     OutOfFoldResult,
     UnitOutputs,
@@ -39,7 +40,7 @@ from .out_of_fold import (
 
 # %% ../../nbs/68_training.results.ipynb #82b0a3d2
 def read_unit_outputs(units: Iterable) -> list[UnitOutputs]:
-    "What finished units (`training.units.Unit`) predicted for the folds they were not trained on."
+    "The out-of-fold outputs of finished units (`training.units.Unit`), from their folders."
     return [UnitOutputs(unit.member, read_arrays(unit.folder / "oof.safetensors")) for unit in units]
 
 # %% ../../nbs/68_training.results.ipynb #f79e2b2d
@@ -58,7 +59,7 @@ class FinishedUnits:
     def __contains__(self, unit) -> bool: return unit in self._metadata
 
     def add(self, unit, metadata: dict, outputs: UnitOutputs | None = None) -> None:
-        "One more is finished; its outputs are read from its folder when they are needed, if they are not given."
+        "Adds a finished unit; outputs that are not given are read from its folder when they are needed."
         self._metadata[unit] = metadata
         if outputs is not None: self._outputs[unit] = outputs
         self._result = None
@@ -72,7 +73,7 @@ class FinishedUnits:
         "The outputs of all finished units, blended and decided."
         if self._result is None:
             for unit in self.metadata:
-                if unit not in self._outputs: self._outputs[unit], = read_unit_outputs([unit])
+                if unit not in self._outputs: self._outputs[unit] = read_unit_outputs([unit])[0]
             outputs = [self._outputs[unit] for unit in self.metadata]
             self._result = blend_and_decide(self.dataset, self.settings, outputs)
         return self._result
@@ -121,7 +122,7 @@ def write_oof(path: Path, dataset: Dataset, result: OutOfFoldResult) -> None:
 def read_oof(out: str | Path) -> dict[str, np.ndarray]:
     """The columns of the run's `oof.parquet` by name, `[n]`; those of probabilities (`p_…`) are float32 `[n, C]`.
 
-    Raises a `UserError` if there is no finished run in `out`, a `DamagedError` if its results are not what was written.
+    Raises a `UserError` if there is no finished run in `out`, a `DamagedError` if a file of it was changed since.
     """
     import pyarrow.parquet as pq
     path = Path(out) / "oof.parquet"
@@ -167,7 +168,7 @@ RESULTS = ("config.json", "oof.parquet", "ensemble.json", "metrics.json")
 
 # %% ../../nbs/68_training.results.ipynb #82ebad33
 def typical_rate(table: SequenceTable) -> float | None:
-    "Samples a second to assume for sequences that do not say: the median of those that do, or None."
+    "Sample rate (Hz) to assume for sequences that state none: the median of the others; None if none states one."
     rate = table.meta.get("sample_rate_hz", np.array([np.nan]))
     return float(np.nanmedian(rate)) if np.isfinite(rate).any() else None
 
@@ -176,6 +177,7 @@ def write_blend(dataset: Dataset, settings: Settings, blend: dict) -> None:
     "Writes `ensemble.json`: what serving needs beside the members."
     record = blend | {"channels": list(dataset.table.names), "rate_hz": typical_rate(dataset.table)}
     if dataset.flips: record["flip"] = dataset.flips.as_json()
+    if added := sensor_records(dataset.table.names): record["sensors"] = added
     write_sealed(settings.output_path / "ensemble.json", record)
 
 # %% ../../nbs/68_training.results.ipynb #60b994df

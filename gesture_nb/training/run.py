@@ -66,7 +66,7 @@ def plan_of(
 
 # %% ../../nbs/69_training.run.ipynb #d3f564c2
 class TrainedRun(NamedTuple):
-    "What `train` returns."
+    "The data of a run and its scores."
     dataset: Dataset
     metrics: dict   # the content of `metrics.json`
 
@@ -75,9 +75,9 @@ def train(
     settings: Settings,
     reporter,
     dataset: Dataset | None = None,    # default: loaded from `settings.data`
-    stop: StopSignal | None = None,    # asked after each step of a training
+    stop: StopSignal | None = None,    # checked after each step of a training
 ) -> TrainedRun:
-    "Trains what the settings ask for and writes the results. The caller holds the lock of the run folder."
+    "Trains all units that are not finished and writes the results. The caller holds the lock of the run folder."
     stop = StopSignal() if stop is None else stop
     out = settings.output_path
     recover(settings)
