@@ -361,7 +361,7 @@ def test_what_is_no_plain_tree_is_refused():
         "16 leaves": text(num_leaves=31),
         "several classes": text(objective="binary", num_class=1),
         "zeros": text(num_leaves=8, zero_as_missing=True),
-        "numbers": text(num_leaves=8, linear_tree=True),
+        "categorical, or some leaves linear": text(num_leaves=8, linear_tree=True),
     }
     for message, model in models.items():
         with pytest.raises(ValueError, match=message):
