@@ -84,3 +84,34 @@ without = gn.train({toy!r}, "other", **settings | {{"w_hist": 0}})
 assert set(without.metrics["members"]) == {{"lgbm"}} and not list((without.folder / "members").glob("hist"))
 print("all the way")
 """
+
+
+def recipes():
+    """Python blocks of CONTRIBUTING.md that are whole, by the heading they stand under."""
+    text, found = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), {}
+    for section in text.split("\n## ")[1:]:
+        title, _, body = section.partition("\n")
+        blocks = [block.split("```")[0] for block in body.split("```python\n")[1:]]
+        if blocks and title != "Add a member":  # that one is a frame to fill in
+            found[title] = "import gesture_nb as gn\n" + "\n".join(blocks)
+    return found
+
+
+@pytest.mark.parametrize("title", list(recipes()))
+def test_recipes_run_as_they_stand(title, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", recipes()[title]],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "PROGRESS": "lines", "GESTURE_NB_MEMBERS": "lgbm", "GESTURE_NB_FOLDS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_all_four_recipes_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert all(f"## Add a {kind}\n" in text for kind in ("member", "sensor", "sink", "decision rule"))
+    assert set(recipes()) == {"Add a sensor", "Add a sink", "Add a decision rule"}

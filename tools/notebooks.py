@@ -129,4 +129,7 @@ def test():
 
 
 if __name__ == "__main__":
-    {"export": export, "drift": drift, "test": test}[sys.argv[1]]()
+    verbs = {"export": export, "drift": drift, "test": test}
+    if len(sys.argv) != 2 or sys.argv[1] not in verbs:
+        sys.exit(__doc__)
+    verbs[sys.argv[1]]()
