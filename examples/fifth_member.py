@@ -56,5 +56,5 @@ class HistMember(Member):
         member.trees = read_arrays(folder / "trees.safetensors")
         return member
 if __name__ == "__main__":
-    run = gn.train("sim:240", out="out_fifth_member", members=("lgbm", "hist"), folds=3, boosting_rounds=30)
+    run = gn.train("sim:120", out="out_fifth_member", members=("lgbm", "hist"), folds=2, boosting_rounds=20)
     print(run, run.predictor().table_proba(gn.read_recordings("sim:5:1")).argmax(1))

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TreeRecipe', 'threads_for', 'lightgbm_parameters', 'report_rounds', 'Boosted', 'boost',
-           'align_columns', 'with_mirrored_rows', 'portable_booster', 'read_booster', 'LgbmMember']
+           'align_columns', 'with_mirrored_rows', 'booster_from_text', 'portable_booster', 'read_booster',
+           'LgbmMember']
 
 # %% ../../nbs/42_models.gbdt.ipynb #79720ef6
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,17 +137,22 @@ def with_mirrored_rows(x: np.ndarray, y: np.ndarray, mirrored: np.ndarray | None
     return np.concatenate([x, mirrored]), np.concatenate([y, y])
 
 # %% ../../nbs/42_models.gbdt.ipynb #32c69088
+def booster_from_text(text: str):
+    "The `lightgbm.Booster` of a model in LightGBM's text form; nothing is printed."
+    import lightgbm as lgb
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Ignoring params argument", UserWarning)   # 4.7 says so of what keeps 4.6 quiet
+        return lgb.Booster(model_str=text, params={"verbosity": -1})
+
 def portable_booster(booster):
     "A copy of a `lightgbm.Booster` that does not depend on the number of threads it was trained with."
-    import lightgbm as lgb
-    text = re.sub(r"\[num_threads: \d+\]", "[num_threads: 0]", booster.model_to_string())
-    return lgb.Booster(model_str=text, params={"verbosity": -1})
+    return booster_from_text(re.sub(r"\[num_threads: \d+\]", "[num_threads: 0]", booster.model_to_string()))
 
 def read_booster(path: Path, features: int, classes: int):
     "The `lightgbm.Booster` of a text file. Raises `UserError` naming the file if it is damaged."
     import lightgbm as lgb
     try:
-        booster = lgb.Booster(model_str=path.read_text(encoding="utf-8"), params={"verbosity": -1})
+        booster = booster_from_text(path.read_text(encoding="utf-8"))
         if booster.num_feature() != features or booster.num_model_per_iteration() != classes:
             raise ValueError("it does not fit member.json")
     except (OSError, ValueError, lgb.basic.LightGBMError) as e:
