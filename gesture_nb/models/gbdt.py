@@ -140,8 +140,8 @@ def with_mirrored_rows(x: np.ndarray, y: np.ndarray, mirrored: np.ndarray | None
 def booster_from_text(text: str):
     "The `lightgbm.Booster` of a model in LightGBM's text form; nothing is printed."
     import lightgbm as lgb
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Ignoring params argument", UserWarning)   # 4.7 says so of what keeps 4.6 quiet
+    with warnings.catch_warnings():   # `params` keeps LightGBM 4.6 quiet; 4.7 warns about it
+        warnings.filterwarnings("ignore", "Ignoring params argument", UserWarning)
         return lgb.Booster(model_str=text, params={"verbosity": -1})
 
 def portable_booster(booster):
