@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_OUT ?= out
-# what lets `make run` end within five minutes on two cores; empty for the whole of the default preset
+# what lets `make run` end within minutes on two cores; empty for the whole of the default preset
 RUN_SETTINGS ?= GESTURE_NB_MEMBERS=lgbm,torch,keras GESTURE_NB_EPOCHS=12
 
 .PHONY: setup run test lint drift notebooks lab style golden bench soak test-kaggle test-latest kaggle-rehearsal clean
