@@ -10,16 +10,16 @@ from conftest import ROOT
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
+def run_python(*arguments, folder, timeout, **environ):
+    """A finished process of its own, in a folder of its own, with this package."""
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "PROGRESS": "lines"} | environ
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=timeout)
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example(path, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(path)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PROGRESS": "lines"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    done = run_python(str(path), folder=tmp_path, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "Traceback" not in done.stderr
 
@@ -34,14 +34,7 @@ def test_the_fifth_member_goes_all_the_way(toy, tmp_path):
     of its own, since registering it would change this one."""
     script = tmp_path / "go.py"
     script.write_text(STORY.format(examples=str(ROOT / "examples"), toy=str(toy)))
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PROGRESS": "lines"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_python(str(script), folder=tmp_path, timeout=600)
     assert done.returncode == 0 and done.stdout.rstrip().endswith("all the way"), (
         done.stdout[-2000:] + done.stderr[-3000:]
     )
@@ -99,14 +92,8 @@ def recipes():
 
 @pytest.mark.parametrize("title", list(recipes()))
 def test_recipes_run_as_they_stand(title, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", recipes()[title]],
-        cwd=tmp_path,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "PROGRESS": "lines", "GESTURE_NB_MEMBERS": "lgbm", "GESTURE_NB_FOLDS": "2"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    done = run_python(
+        "-c", recipes()[title], folder=tmp_path, timeout=300, GESTURE_NB_MEMBERS="lgbm", GESTURE_NB_FOLDS="2"
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
