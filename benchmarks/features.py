@@ -270,9 +270,10 @@ def sharing(f):
     print(f"\nDataLoader workers map the arrays ({size:,.0f} MB). After an epoch, MB:")
     print(f"    {'workers':<10}{'arrays, all processes':>24}{'private copies':>16}{'of a worker, private':>24}")
     for n in (0, 2, 4):
-        loader = make_loader(SequenceDataset(f, np.arange(len(f)), View("tail", 128)), 64, shuffle=True, workers=n)
+        loader = make_loader(SequenceDataset(f, np.arange(len(f)), View("tail", 128)), 64, shuffle=True, workers=n,
+                             persistent=True)
         for _ in loader: pass
-        workers = [psutil.Process(w.pid) for w in getattr(loader._iterator, "_workers", [])]
+        workers = [psutil.Process(w.pid) for w in loader.processes]
         maps = [m for p in (psutil.Process(), *workers) for m in p.memory_maps() if m.path.endswith(".raw")]
         own = [p.memory_full_info().uss / 1e6 for p in workers]
         shared, private = (sum(getattr(m, kind) for m in maps) / 1e6 for kind in ("pss", "private_dirty"))

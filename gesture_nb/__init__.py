@@ -16,6 +16,10 @@ _PLACES = {
     "GestureClassifier": "gesture_nb.serving.classifier",
     "Run": "gesture_nb.api",
     "Settings": "gesture_nb.config",
+    "convert": "gesture_nb.api",
+    "from_arrays": "gesture_nb.data.arrays",
+    "from_frame": "gesture_nb.data.convert",
+    "inspect": "gesture_nb.api",
     "load": "gesture_nb.api",
     "main": "gesture_nb.app",
     "read_recordings": "gesture_nb.api",
@@ -37,9 +41,11 @@ def __dir__() -> list[str]: return sorted(_PLACES)
 
 # %% ../nbs/88_init.ipynb #418ac3de
 if TYPE_CHECKING:
-    from gesture_nb.api import Run, load, read_recordings, train
+    from gesture_nb.api import Run, convert, inspect, load, read_recordings, train
     from gesture_nb.app import main
     from gesture_nb.config import Settings
+    from gesture_nb.data.arrays import from_arrays
+    from gesture_nb.data.convert import from_frame
     from gesture_nb.models.registry import register_member
     from gesture_nb.sensors import register_sensor
     from gesture_nb.serving.classifier import GestureClassifier

@@ -4,27 +4,35 @@
 
 # %% auto #0
 __all__ = ['Run', 'predictions_frame', 'log_frame', 'report_path', 'train', 'setting_lines', 'describe_train',
-           'settings_table', 'load', 'read_recordings']
+           'settings_table', 'load', 'read_recordings', 'inspect', 'convert']
 
 # %% ../nbs/87_api.ipynb #fcf27435
-import inspect
+import os
 import textwrap
-from collections.abc import Sequence
-from html import escape
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 
 from .app import Outcome, score_lines, scores_html, train_only
-from .artifacts import MANIFEST, atomic_path, check_results, read_json
-from .config import UserError, setting_fields
+from .artifacts import MANIFEST, atomic_path, check_results
+from .config import Settings, UserError, read_settings, setting_fields
 from .control import StopSignal
+from .data.convert import convert as convert_recordings
+from .data.convert import tidy_arrow
 from .data.dataframes import columns_of, names_in
 from .data.readers import read_recordings as read_any_recordings
+from .data.sequences import SequenceTable
+from .data.understanding import inspect_recordings
+from .progress import Reporter
 from .report.dashboard import read_events
 from .report.report import write_report
 from .serving.predictor import load as load_predictor
-from .session import in_worker
+from .session import in_worker, removed_if_unused
 from .sinks import Sink
-from .training.results import read_oof
+from .text import html_text, printable
+from .training.results import read_config, read_metrics, read_oof
 
 # %% ../nbs/87_api.ipynb #8cf99202
 class Run:
@@ -39,11 +47,11 @@ class Run:
     @property
     def metrics(self) -> dict:
         "The content of metrics.json: accuracy, macro_f1, score, per_fold, seconds of each member and the ensemble."
-        return read_json(self.folder / "metrics.json")
+        return read_metrics(self.folder)
     @property
     def config(self) -> dict:
         "The content of config.json: settings, versions, and what the results depend on."
-        return read_json(self.folder / "config.json")
+        return read_config(self.folder)
     @property
     def classes(self) -> tuple[str, ...]:
         "The labels, in the order of all probabilities."
@@ -63,8 +71,8 @@ class Run:
         "The events of logs/run.jsonl as a pandas frame, one row an event."
         return log_frame(self.folder)
 
-    def __repr__(self) -> str: return "\n".join([f"Run {self.folder}", *score_lines(self.metrics)])
-    def _repr_html_(self) -> str: return f"<b>{escape(str(self.folder))}</b>{scores_html(self.metrics)}"
+    def __repr__(self) -> str: return "\n".join([f"Run {printable(self.folder)}", *score_lines(self.metrics)])
+    def _repr_html_(self) -> str: return f"<b>{html_text(self.folder)}</b>{scores_html(self.metrics)}"
 
 # %% ../nbs/87_api.ipynb #429490f5
 def predictions_frame(folder: Path, classes: Sequence[str], member: str):
@@ -91,25 +99,43 @@ def report_path(folder: Path) -> Path:
     return path if path.exists() else Path(write_report(folder))
 
 # %% ../nbs/87_api.ipynb #70e35747
-def _as_source(data, out: Path) -> str:
-    "The name of the data, or the path of a file that a frame is written to, so that the run can be resumed."
-    if isinstance(data, (str, Path)): return str(data)
+def _put_back(path: Path, before: Path, had: bool) -> None:
+    "Undoes the writing of a frame, unless there are members that were trained on it."
+    if had: os.replace(before, path)
+    elif not (path.parent / "members").exists(): path.unlink(missing_ok=True)
+
+@contextmanager
+def _as_source(data, out: Path) -> Iterator[str]:
+    """Yields the name of the data. A frame is written to `data.parquet` in the run folder, so that the run can be
+    resumed; if the run is refused, what was there before is there again."""
+    if isinstance(data, (str, Path)):
+        yield str(data)
+        return
     import pyarrow as pa
     import pyarrow.parquet as pq
-    table, path = pa.table(columns_of(data, names_in(data))), out / "data.parquet"
-    with atomic_path(path) as tmp: pq.write_table(table, tmp)
-    return str(path)
+    table = tidy_arrow(data) if isinstance(data, SequenceTable) else pa.table(columns_of(data, names_in(data)))
+    path = out / "data.parquet"
+    before, had = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"), path.exists()
+    if had: os.replace(path, before)
+    try:
+        with atomic_path(path) as tmp: pq.write_table(table, tmp)
+        yield str(path)
+    except (UserError, KeyboardInterrupt):
+        _put_back(path, before, had)
+        raise
+    finally: before.unlink(missing_ok=True)
 
 # %% ../nbs/87_api.ipynb #69fa48e1
 def train(data="spar", out="out", *, sinks: Sequence[Sink] = (), stop: StopSignal | None = None, **settings):
     "Trains what is missing and reports; returns the finished `Run`."
     if in_worker(): return None
-    source = _as_source(data, Path(out))
-    outcome: Outcome = train_only(sinks=tuple(sinks), stop=stop, data=source, out=out, **settings)
+    folder = read_settings(output_path=out, **settings).output_path   # refuses wrong settings before a frame is kept
+    with removed_if_unused(folder), _as_source(data, folder) as source:
+        outcome: Outcome = train_only(sinks=tuple(sinks), stop=stop, data=source, out=folder, **settings)
     return Run(outcome.folder)
 
 # %% ../nbs/87_api.ipynb #322ef8db
-_OWN_PARAMETERS = [p for p in inspect.signature(train).parameters.values() if p.kind != p.VAR_KEYWORD]
+_OWN_PARAMETERS = [p for p in signature(train).parameters.values() if p.kind != p.VAR_KEYWORD]
 _TRAIN_DOC = """Trains what is missing and reports; returns the finished `Run`.
 
 The same call goes on with a run that was interrupted. Folds are disjoint by subject.
@@ -148,9 +174,9 @@ def setting_lines() -> list[str]:
 def describe_train() -> None:
     "Gives `train` the signature and the docstring that follow from the settings of this moment."
     own = [p.name for p in _OWN_PARAMETERS] + ["output_path"]
-    options = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
+    options = [Parameter(name, Parameter.KEYWORD_ONLY, default=field.default)
                for name, field in setting_fields().items() if name not in own]
-    train.__signature__ = inspect.Signature(_OWN_PARAMETERS + options)
+    train.__signature__ = Signature(_OWN_PARAMETERS + options)
     train.__doc__ = _TRAIN_DOC.format(settings="\n".join(setting_lines()))
 
 # %% ../nbs/87_api.ipynb #49c9393b
@@ -168,7 +194,14 @@ def settings_table() -> str:
 
 # %% ../nbs/87_api.ipynb #d9dbb156
 def load(folder: str | Path, fold: int | None = None, **how):
-    "The `Predictor` of a finished run; `fold`: only the members that never saw the people of that fold."
+    """The `Predictor` of a finished run: called with one recording, it returns a label.
+
+    It raises a `UserError` for a frame that cannot be read or holds none of the run's channels; with
+    `on_error="label"` any sequence gets a label, as the competition's gateway demands. It is pickled by its folder, so
+    that another process loads it again.
+
+    `fold`: only the members that never saw the people of that fold. `fixed={"lgbm": 0}`: weights in place of the fitted
+    ones. `exported=False`: the members as they were trained."""
     return load_predictor(folder, fold, **how)
 
 # %% ../nbs/87_api.ipynb #4f259fd2
@@ -176,3 +209,20 @@ def read_recordings(data, **how):
     """The `SequenceTable` of recordings: 'spar', 'sim', a competition folder, a tidy file, a pandas, Polars or PyArrow
     frame, or a dict of columns. `rate_hz=…` states samples a second where the data does not say."""
     return read_any_recordings(data, **how)
+
+def inspect(data, **how):
+    """What is understood of recordings before anything is trained: people, gestures, rate, channels, units, repairs.
+
+    `data` as for `read_recordings`, with its arguments. The `Understanding` shows itself in notebooks; `problem` says
+    why a training would be refused."""
+    return inspect_recordings(data, **how)
+
+# %% ../nbs/87_api.ipynb #1bb0f703
+def convert(data, to: str | Path | None = None, **how):
+    """Recordings of any layout as a `SequenceTable` in SI units: a folder (`pattern='{gesture}/{subject}_{take}.csv'`),
+    raw files of apps and boards, a frame, long recordings (`cut_at_label=True`, `intervals='labels.csv'`,
+    `window='3s'`). Prints what it understood, and writes the tidy file `to` if that is named.
+
+    Further arguments are fields of `data.convert.RawOptions` and `data.options.ReadOptions`: `acc_unit='g'`,
+    `rate_hz=50`, `columns={'acc_x': 'ax'}`, `set={'subject': 'anna'}`, …"""
+    with Reporter(Settings()) as reporter: return convert_recordings(data, to, reporter=reporter, **how)

@@ -16,8 +16,16 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from gesture_nb.sinks import (  # noqa: F401 (LineSink is imported from here too)
+    Bar,
+    LineSink,
+    Sink,
+    choose_sinks,
+    guard_streams,
+)
+
 from .config import Settings
-from .sinks import Bar, LineSink, Sink, choose_sinks  # noqa: F401 (LineSink is imported from here too)
+from .errors import UserError
 from .tasks import Task, Training, Work, resident_memory
 
 # %% ../nbs/55_progress.ipynb #96cd1b74
@@ -100,6 +108,7 @@ class Reporter:
     ):
         self.settings = settings or Settings()
         self.sinks = [*(choose_sinks(self.settings, folder) if sinks is None else sinks), *extra_sinks]
+        self._heard = set()                  # `id` of the sinks that have taken an event
         self.started = time.monotonic()
         self.last_line = self.started        # when it printed last
         self.stack = []                      # tasks and trainings that are going on, the innermost last
@@ -114,6 +123,10 @@ class Reporter:
         "Prints a line at once; `fields` go to the log."
         self._between = text.strip().split("\n")[-1], time.monotonic()
         self.emit("say", text, **fields)
+
+    def now(self, what: str) -> None:
+        "Names what is going on, for the heartbeat; prints nothing."
+        self._between = what, time.monotonic()
 
     def event(self, kind: str, **fields) -> None:
         "An event for the log only."
@@ -162,6 +175,7 @@ class Reporter:
         self._depth += 1
         if self._depth == 1 and self.sinks and self._in_own_process():
             _guard_forks()
+            guard_streams()
             _LIVE.add(self)
             self.last_line = time.monotonic()
             self.emit("open", heartbeat_seconds=self.settings.heartbeat_seconds)
@@ -175,7 +189,7 @@ class Reporter:
         _LIVE.discard(self)
         if error is not None: self._record(error, "")
         self.emit("close", failed=error is not None)
-        for sink in self.sinks: sink.close(error is not None)
+        self._close_sinks(error is not None)
         if self.heartbeat.error is None: return
         if error is None: raise self.heartbeat.error
         error.add_note(f"(The heartbeat had failed before: {self.heartbeat.error!r})")
@@ -192,10 +206,40 @@ class Reporter:
             event = {"time": time.time(), "t": now - self.started, "pid": self._pid, "kind": kind}
             if text is not None: event["text"] = text
             event |= {f"{name}_" if name in event else name: value for name, value in fields.items()}
-            warnings = [sink.on_event(event) for sink in self.sinks]
+            warnings = [self._pass_on(sink, event) for sink in self.sinks]
             if text is not None: self.last_line = time.monotonic()
             for warning in warnings:
-                if warning: self.emit("warning", warning)
+                if warning: self.emit("warning", str(warning))
+
+    def _pass_on(self, sink: Sink, event: dict) -> str | None:
+        "Hands an event to one sink; returns its warning. A sink that fails is left out from then on."
+        try: warning = sink.on_event(event)
+        except Exception as error:
+            if isinstance(error, UserError) and id(sink) not in self._heard: raise   # it refuses the run
+            self._leave_out(sink, error)
+            return None
+        self._heard.add(id(sink))
+        return warning
+
+    def _leave_out(self, sink: Sink, error: Exception) -> None:
+        "Goes on without a sink that raised an error, and tells the others."
+        self.sinks = [other for other in self.sinks if other is not sink]
+        try: sink.close(True)
+        except Exception: pass   # it has failed already
+        text = str(error).strip().split("\n")[0]
+        self.emit("warning", f"The sink {type(sink).__name__} failed and is left out from now on: "
+                             f"{type(error).__name__}: {text}")
+
+    def _close_sinks(self, failed: bool) -> None:
+        "Closes all sinks, the last one first, so that those before it hear of one that fails."
+        sinks, kept = list(self.sinks), []
+        while sinks:
+            sink = sinks.pop()
+            self.sinks = list(sinks)
+            try: sink.close(failed)
+            except Exception as error: self._leave_out(sink, error)
+            else: kept.insert(0, sink)
+        self.sinks = kept
 
     def draw(self) -> None:
         "Hands the bars of the run and of all that is going on to the sinks."
@@ -204,7 +248,9 @@ class Reporter:
             bars = {}
             if self.units is not None: bars["overall"] = Bar("overall", self.units_done, self.units, self.last_unit)
             for work in self.stack: bars |= work.bars()
-            for sink in self.sinks: sink.draw(bars)
+            for sink in self.sinks:
+                try: sink.draw(bars)
+                except Exception as error: self._leave_out(sink, error)
 
     def begin(self, work: Work) -> None:
         "Called when a task or training begins."

@@ -32,7 +32,7 @@ class Sensor:
     columns: tuple[str, ...]       # all columns, in order: name + '_' + rest
     aliases: tuple[str, ...] = ()  # other words for the prefix, lower case: 'accel' makes 'AccelX' a misspelt 'acc_x'
     valid: tuple[float, float] = (-LARGEST_READING, LARGEST_READING)  # a reading outside counts as missing
-    plausible: tuple[float, float] | None = None  # readings of daily life, for checks of the data; None: as `valid`
+    plausible: tuple[float, float] | None = None  # in daily life; data mostly outside are refused; None: `valid`
     whole: bool = False            # readings are whole numbers
     devices: tuple[tuple[str, ...], ...] = ()  # the columns of each physical device; (): all columns are one device
     complete: bool = False         # a file has all columns of a device, or none

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from .sinks import Bar
+from .text import printable
 
 # %% ../nbs/54_tasks.ipynb #53ea6922
 def resident_memory() -> float:
@@ -62,12 +63,13 @@ class Work:
 
     def __init__(self, reporter, title: str, total: int | None, **fields):
         self.reporter = reporter   # a `progress.Reporter`
-        self.title = title
+        self.title = printable(title)
         self.total = total      # units of a task, steps of a training; None: not known
         self.fields = fields    # further fields of its events in the log
         self.done = 0           # of `total`
         self.done_here = 0      # of `done`, those in this process; others were done before a resume
         self.done_printed = 0   # `done` when the last line was printed
+        self.note = ""          # what it is waiting for, for the heartbeat
         self.started = time.monotonic()
 
     def __enter__(self):
@@ -96,8 +98,8 @@ class Work:
         return ", ".join(part for part in (rate, format_eta(self.eta)) if part)
 
     def status(self) -> str:
-        "Title, position and speed, for the heartbeat."
-        return ", ".join(part for part in (self.title, self.position(), self.speed()) if part)
+        "Title, note, position and speed, for the heartbeat."
+        return ", ".join(part for part in (self.title, self.note, self.position(), self.speed()) if part)
 
     def _print_rest(self) -> None:
         if self.done > self.done_printed: self._print()
@@ -111,14 +113,22 @@ class Task(Work):
         self.drawn = 0.0    # when its bar was drawn last
 
     def advance(self, n: int = 1, **fields) -> None:
-        "`n` more units are done; `fields` go to the log with the next line."
+        "`n` more units are done; `fields` go to the log with the lines that are due."
         with self.reporter.lock:
-            before = self.done
-            self.done += n
+            before, end = self.done, self.done + n
             self.done_here += n
-            is_due = before == 0 or self.done // self.every > before // self.every or self.done == self.total
-            if is_due: self._print(**fields)
-            if is_due or time.monotonic() - self.drawn >= 0.2: self._redraw()
+            due = self._due(before, end)
+            for self.done in due: self._print(**fields)
+            self.done = end
+            if due or time.monotonic() - self.drawn >= 0.2: self._redraw()
+
+    def _due(self, before: int, end: int) -> list[int]:
+        "Where lines are due: of sequences exactly at the first, every n-th and the last, else at most one a block."
+        if self.unit == "sequence":
+            points = {1, self.total, *range(before - before % self.every, end + 1, self.every)}
+            return sorted(k for k in points if k is not None and before < k <= end)
+        is_due = before == 0 or end // self.every > before // self.every or end == self.total
+        return [end] if is_due else []
 
     def _redraw(self) -> None:
         self.drawn = time.monotonic()

@@ -52,7 +52,8 @@ def notebook_of(path):
 
 NOTEBOOKS = {t: (p, cells) for p in sorted((ROOT / "nbs").glob("*.ipynb")) for t, cells in [notebook_of(p)] if t}
 GROUND = ("errors", "registry", "config", "sensors", "schema", "control", "artifacts", "tasks", "sinks", "progress")
-GROUND += ("show",)
+GROUND += ("show", "parsers", "settings", "unread", "forked")
+GROUND += ("text", "isolation", "files")
 FLOORS = (
     GROUND,
     ("data",),
@@ -166,6 +167,7 @@ def test_every_import_in_the_package_is_declared_or_ours():
         "tqdm",
         "safetensors",
         "filelock",
+        "threadpoolctl",
         "IPython",
         "polars",
         "kaggle_evaluation",

@@ -54,3 +54,144 @@ def test_what_cannot_be_learned_is_said(shakes):
         GestureClassifier(members=("trees",)).fit(x, y)
     with pytest.raises(ValueError, match="6 features"):
         GestureClassifier(boosting_rounds=3).fit(x, y).predict(x[:, :3])
+
+
+@pytest.fixture(scope="module")
+def uneven(shakes):
+    "The same shakes cut to different lengths, as a list of [channels, length] arrays."
+    x, y, people = shakes
+    return [a[:, : 30 + i % 20] for i, a in enumerate(x)], y, people
+
+
+def forms(lists):
+    "Each form in which aeon, sktime and NumPy keep sequences of unequal lengths."
+    import pandas as pd
+
+    names = list(ACC + GYR)
+    padded = np.full((len(lists), 6, max(a.shape[1] for a in lists)), np.nan, np.float32)
+    for i, a in enumerate(lists):
+        padded[i, :, : a.shape[1]] = a
+    objects = np.empty(len(lists), object)
+    objects[:] = lists
+    frames = [pd.DataFrame(a.T, columns=names) for a in lists]
+    nested = pd.DataFrame({name: [pd.Series(a[k]) for a in lists] for k, name in enumerate(names)})
+    keys = [f"r{len(lists) - i}" for i in range(len(lists))]  # in no alphabetic order
+    return {
+        "numpy3D": padded,
+        "objects": objects,
+        "df-list": frames,
+        "nested_univ": nested,
+        "pd-multiindex": pd.concat(frames, keys=keys),
+    }
+
+
+def test_every_form_of_sequences_is_the_same_sequences(uneven):
+    lists, y, people = uneven
+    classifier = GestureClassifier(boosting_rounds=5, rate_hz=25).fit(lists, y, people)
+    want = classifier.predict_proba(lists)
+    table = table_from_arrays(lists, ACC + GYR, y, people, rate_hz=25)
+    assert np.array_equal(want, classifier.predict_proba(table)) and classifier.score(lists, y) > 0.9
+    for name, x in forms(lists).items():
+        assert np.array_equal(want, classifier.predict_proba(x)), name
+    for name in ("nested_univ", "pd-multiindex"):
+        x = forms(lists)[name]
+        again = GestureClassifier(boosting_rounds=5, rate_hz=25).fit(x, y, people)
+        assert np.array_equal(want, again.predict_proba(x)) and list(again.feature_names_in_) == list(ACC + GYR)
+        assert again.n_features_in_ == 6
+        with pytest.raises(ValueError, match="feature names"):
+            again.predict(x[[*x.columns[1:], x.columns[0]]])
+
+
+def test_a_tidy_frame_brings_labels_and_people(toy):
+    import pandas as pd
+
+    frame = pd.read_parquet(toy)
+    classifier = GestureClassifier(boosting_rounds=5).fit(frame)
+    assert classifier.score(frame) > 0.8 and len(classifier.predict(frame)) == 60
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (dict(weights=[0]), "weights"),
+        (dict(weights=[-1]), "weights"),
+        (dict(weights=[np.nan]), "weights"),
+        (dict(weights=[1, 2]), "1 members"),
+        (dict(weights="much"), "weights"),
+        (dict(rate_hz=0), "rate_hz"),
+        (dict(rate_hz=-5), "rate_hz"),
+        (dict(rate_hz=np.inf), "rate_hz"),
+        (dict(rate_hz=True), "rate_hz"),
+        (dict(members=()), "members"),
+        (dict(members=("lgmb",)), "lgbm"),
+        (dict(preset="huge"), "preset"),
+        (dict(boosting_rounds=0), "boosting_rounds"),
+        (dict(channels=("ax", "ay", "az", "gx", "gy", "gz")), "ax"),
+        (dict(channels=ACC * 2), "twice"),
+    ],
+)
+def test_parameters_are_kept_as_they_are_and_checked_in_fit(shakes, wrong, said):
+    x, y, _ = shakes
+    classifier = GestureClassifier(**wrong)
+    assert classifier.get_params()[next(iter(wrong))] is next(iter(wrong.values()))
+    with pytest.raises(ValueError, match=said):
+        classifier.fit(x, y)
+
+
+def test_sequences_that_lie_the_other_way_round_are_told_apart(shakes):
+    x, y, _ = shakes
+    for turned in (x.transpose(0, 2, 1), [a.T[: 30 + i] for i, a in enumerate(x[:3])]):
+        with pytest.raises(ValueError, match="length, channels"):
+            GestureClassifier().fit(turned, y[: len(turned)])
+
+
+class Quick(GestureClassifier):
+    "A subclass with parameters of its own, by keyword only."
+
+    def __init__(self, *, members=("lgbm",), rounds=3):
+        super().__init__(members=members, boosting_rounds=rounds)
+        self.rounds = rounds
+
+
+def test_subclasses_arrays_and_pickles(shakes):
+    import pickle
+
+    from sklearn.base import clone
+
+    x, y, _ = shakes
+    assert clone(Quick(rounds=5)).rounds == 5 and set(Quick().get_params()) == {"members", "rounds"}
+    weights = np.array([1.0, 0.0])
+    classifier = clone(GestureClassifier(("lgbm", "rocket"), weights=weights, boosting_rounds=3))
+    assert "weights=array" in repr(classifier) and np.array_equal(classifier.weights, weights)
+    again = pickle.loads(pickle.dumps(classifier.fit(x, y)))
+    assert list(again.fitted_) == ["lgbm"] and np.array_equal(again.predict_proba(x), classifier.predict_proba(x))
+
+
+def test_metadata_reaches_fit_and_nothing_else(uneven, monkeypatch):
+    import sklearn
+    from sklearn.model_selection import GridSearchCV, GroupKFold, cross_validate
+    from sklearn.pipeline import Pipeline
+
+    lists, y, people = uneven
+    seen, fit = [], Quick.fit
+
+    def spy(self, X, y=None, groups=None):
+        seen.append(groups)
+        return fit(self, X, y, groups)
+
+    monkeypatch.setattr(Quick, "fit", spy)
+    with pytest.raises(RuntimeError, match="metadata routing"):
+        Quick().set_fit_request(groups=True)
+    with sklearn.config_context(enable_metadata_routing=True):
+        with pytest.raises(TypeError, match="gruops"):
+            Quick().set_fit_request(gruops=True)
+        how = dict(params={"groups": people}, cv=GroupKFold(2), error_score="raise")
+        cross_validate(Quick().set_fit_request(groups=True), lists, y, **how)
+        assert [len(set(groups)) for groups in seen] == [3, 3]
+        cross_validate(Pipeline([("c", Quick())]), lists, y, cv=2, error_score="raise")
+        assert seen[2:] == [None, None]
+        routed = Pipeline([("c", Quick().set_fit_request(groups=True))])
+        cross_validate(routed, lists, y, **how)
+        assert [len(set(groups)) for groups in seen[4:]] == [3, 3]
+    search = GridSearchCV(GestureClassifier(("lgbm", "rocket"), boosting_rounds=3), {"weights": [(1, 0), (0, 1)]}, cv=2)
+    assert search.fit(lists, y).best_params_["weights"] in ((1, 0), (0, 1))

@@ -192,8 +192,8 @@ def test_predict_evaluate_report_replay(run, toy, tmp_path, program):
     assert done.returncode == 0 and "macro_f1" in done.stdout and (run / "evaluation.json").exists()
     assert program("report", "--out", run).returncode == 0
     assert program("replay", "--out", run).returncode == 0
-    for command in ("predict", "evaluate", "report"):
-        done = program(command, "--data", toy, "--out", tmp_path / "nothing")
+    for command, *data in (("predict", "--data", toy), ("evaluate", "--data", toy), ("report",)):
+        done = program(command, *data, "--out", tmp_path / "nothing")
         assert done.returncode == 2 and "nothing" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -261,3 +261,358 @@ def test_keras_alone_with_a_handful_of_steps(toy, tmp_path, program):
     )
     assert done.returncode == 0 and done.stderr == ""
     assert [p.name for p in (tmp_path / "out" / "members").iterdir() if p.is_dir()] == ["keras"]
+
+
+# ------------------------------------------------------------------ nothing made, nothing lost
+
+def paths(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
+
+
+REFUSALS = {  # what is wrong → arguments; {run} is a finished run, {toy} its data
+    "no such data": "--data nope.csv --out new",
+    "no such user": "--data ~nouser/x.csv --out ~nouser/y",
+    "long name": f"--data {'a' * 300}.csv --out new",
+    "long output": f"--data {{toy}} --out {'b' * 300}",
+    "a file in the way": "--data {toy} --out file/new",
+    "no memory": "--data sim:99999999999999999999 --out new/er",
+    "wrong value": "--data {toy} --out new --seed text",
+    "infinite": "--data {toy} --out new --heartbeat-seconds 1e308",
+    "no column": "--data {toy} --out new --fold-column nofold",
+    "unknown option": "--data {toy} --out new --wrokers 2",
+    "no value": "--data {toy} --out",
+    "a store in a file": "--data {toy} --out new --feature-store file/store",
+    "no run": "--out new/er",
+}
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "train", "evaluate", "predict", "serve", "features", "report", "replay", "export", "inspect", "convert"],
+)
+@pytest.mark.parametrize("refusal", list(REFUSALS))
+def test_what_is_refused_leaves_nothing(command, refusal, toy, tmp_path, monkeypatch, capsys):
+    from gesture_nb.cli import main
+
+    if refusal == "no run" and command in ("run", "train", "features", "serve"):
+        return
+    own = ["--to", "made.parquet"] if command in ("predict", "convert") else []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    assert main([command, *own, *(part.format(toy=toy) for part in REFUSALS[refusal].split())]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("gesture-nb: ") and said.count("\n") == 1 and len(said) < 700
+    assert paths(tmp_path) == {"file"}
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("trian", "Did you mean 'train'?"),
+        ("train --wrokers 2", "train has no option '--wrokers'. Did you mean '--workers'?"),
+        ("train more", "train has no argument 'more'"),
+        ("simulate", "--to must be given"),
+        ("simulate --to x --sequences 0", "--sequences is '0', but must be a whole number"),
+        ("simulate --to x --sequences 99999999999999", "GB"),
+        ("simulate --to x --out y", "simulate does not read --out: it only writes recordings, to the folder --to."),
+        ("simulate --to file/x", "is not a folder"),
+        ("simulate --to file", "is there already"),
+        ("simulate --to .", "is there already"),
+        ("simulate --to ~nouser/x", "there is no user"),
+        ("kaggle --to x --mode fly", "--mode is 'fly', but must be one of"),
+        ("kaggle --to ~nouser/x", "--to is '~nouser/x', but there is no user"),
+        ("train --restart=1", "--restart takes no value"),
+        ("report --epochs 3", "report does not read --epochs"),
+        ("export --data spar", "export does not read --data"),
+        ("features --epochs 3 --data sim:10", "features does not read --epochs"),
+        ("--import no/module train", "not the name of a module"),
+        ("train --import", "--import needs a value"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, said, tmp_path, monkeypatch, capsys):
+    from gesture_nb.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    assert main(arguments.split()) == 2
+    assert said in capsys.readouterr().err and paths(tmp_path) == {"file"}
+
+
+WORK = {  # command → arguments, and what it makes
+    "predict": ("--data {toy} --out {run} --to new/p.csv", "new/p.csv"),
+    "predict as Parquet": ("--data {toy} --out {run} --to p.parquet", "p.parquet"),
+    "simulate": ("--to new/cmi --sequences 12 --test-sequences 3", "new/cmi/test_demographics.csv"),
+    "features": ("--data {toy} --out new/f", "new/f/features"),
+    "report": ("--out {run}", None),
+    "evaluate": ("--out {run}", None),
+    "export": ("--out {run}", None),
+}
+
+
+@pytest.mark.parametrize("work", list(WORK))
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_leaves_nothing_half_made(work, number, run, toy, tmp_path, monkeypatch, capsys):
+    """It comes right before the first file is put in its place; then the same command does its work."""
+    import os
+    import shutil
+    import signal
+
+    from gesture_nb.cli import main
+
+    if number != "SIGTERM" and work in ("report", "evaluate", "export", "features"):
+        return
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, tmp_path / "run")
+    arguments, made = WORK[work]
+    argv = [work.split()[0], *arguments.format(toy=toy, run="run").split()]
+    before, replace, sent = paths(tmp_path), os.replace, []
+
+    def interrupted(*args, **kwargs):
+        if not sent:
+            sent.append(True)
+            os.kill(os.getpid(), getattr(signal, number))
+        return replace(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        assert main(argv) == 130 and sent
+    left = {p for p in paths(tmp_path) - before if "logs" not in p and p != "run/.lock"}
+    assert not {p for p in left if p.endswith(".tmp")} and (work == "features" or not left)
+    assert main(argv) == 0 and "Traceback" not in capsys.readouterr().err
+    assert made is None or (tmp_path / made).exists()
+
+
+# ------------------------------------------------------------------ predictions for a file
+
+@pytest.fixture
+def predict(run, toy, tmp_path, monkeypatch, capsys):
+    """Runs `predict` in an empty folder; returns the exit code, what was said, and the file as a frame."""
+    import pandas as pd
+
+    from gesture_nb.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def predict(*arguments, data=toy, to="p.csv"):
+        code = main(["predict", "--data", str(data), "--out", str(run), "--to", str(to), *arguments])
+        said = capsys.readouterr()
+        path = tmp_path / to
+        frame = None
+        if code == 0:
+            frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        return code, said.out + said.err, frame
+
+    return predict
+
+
+def test_csv_and_parquet_say_the_same(predict, tmp_path):
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    _, said, as_csv = predict()
+    as_parquet, as_pq = predict(to="p.parquet")[2], predict(to="P.PQ")[2]
+    columns = ["sequence_id", "gesture", "p_hold", "p_shake", "p_wave"]
+    assert list(as_csv) == list(as_parquet) == columns and as_parquet.equals(as_pq)
+    assert as_csv.iloc[:, :2].equals(as_parquet.iloc[:, :2]) and len(as_csv) == 60
+    assert np.array_equal(as_csv.iloc[:, 2:].to_numpy("f4"), as_parquet.iloc[:, 2:].to_numpy())
+    assert np.allclose(as_csv.iloc[:, 2:].sum(axis=1), 1, atol=1e-5)
+    assert json.loads(pq.read_schema(tmp_path / "p.parquet").metadata[b"classes"]) == ["hold", "shake", "wave"]
+    assert "60 of 60 recordings are among those the run was trained on: their predictions are no test." in said
+
+
+def test_the_same_labels_as_in_python(predict, run, toy):
+    from gesture_nb.data.readers import read_recordings
+    from gesture_nb.serving.predictor import load
+
+    frame, predictor = predict()[2], load(run)
+    labels = predictor.decide_labels(read_recordings(toy))
+    assert frame["gesture"].tolist() == [predictor.classes[i] for i in labels]
+    assert predict("--decision", "argmax")[2]["gesture"].tolist() == [
+        predictor.classes[i] for i in frame.iloc[:, 2:].to_numpy().argmax(1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "to, said",
+    [
+        ("p.json", "must end in .csv"),
+        ("p", "must end in .csv"),
+        ("p.csv.gz", "must end in .csv"),
+        ("same.parquet", "same file as"),
+        ("hard.parquet", "same file as"),
+        ("link.parquet", "is a link"),
+        ("nowhere.csv", "is a link"),
+        ("pipe.csv", "is a pipe"),
+        ("folder.csv", "is a folder"),
+        ("same.parquet/p.csv", "is not a folder"),
+        ("pipe.csv/p.csv", "is not a folder"),
+        ("~nouser/p.csv", "no user"),
+        ("a" * 300 + ".csv", "names"),
+        ("b" * 240 + ".csv", "bytes"),
+        ("run/oof.parquet", "belongs to the run"),
+        ("run/members/p.csv", "belongs to the run"),
+        ("/dev/null", "must end in"),
+    ],
+)
+def test_nothing_is_overwritten(to, said, predict, run, toy, tmp_path, capsys):
+    import os
+    import shutil
+
+    shutil.copy(toy, tmp_path / "same.parquet")
+    os.link(tmp_path / "same.parquet", tmp_path / "hard.parquet")
+    os.symlink(tmp_path / "same.parquet", tmp_path / "link.parquet")
+    os.symlink(tmp_path / "nothing", tmp_path / "nowhere.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.csv").mkdir()
+    os.symlink(run, tmp_path / "run")
+    before, content = paths(tmp_path), tree(run)
+    code, heard, _ = predict(data=tmp_path / "same.parquet", to=to)
+    assert code == 2 and (said in heard or "bytes" in heard) and "Reading" not in heard
+    assert paths(tmp_path) == before and tree(run) == content
+    assert (tmp_path / "same.parquet").read_bytes() == toy.read_bytes()
+
+
+def test_an_older_file_is_replaced_only_when_the_new_one_is_whole(predict, toy, tmp_path):
+    import pandas as pd
+
+    (tmp_path / "p.csv").write_text("older")
+    broken = pd.read_parquet(toy)
+    broken.loc[1500, "sequence_counter"] = 0
+    broken.to_parquet(tmp_path / "broken.parquet")
+    assert predict(data="broken.parquet")[0] == 2 and (tmp_path / "p.csv").read_text() == "older"
+    assert predict(data="broken.parquet", to="new/er/p.csv")[0] == 2 and not (tmp_path / "new").exists()
+    assert predict()[0] == 0 and (tmp_path / "p.csv").read_text().startswith("sequence_id,gesture,p_hold,")
+
+
+def test_data_must_be_named(run, tmp_path, monkeypatch, capsys):
+    from gesture_nb.cli import main
+    from gesture_nb.commands import predict_file
+    from gesture_nb.config import UserError
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--out", str(run), "--to", "p.csv"]) == 2
+    assert "name a file of recordings or a competition folder with --data" in capsys.readouterr().err
+    for keywords in ({}, {"data": None}):
+        with pytest.raises(UserError, match="--data"): predict_file("p.csv", out=run, **keywords)
+    with pytest.raises(UserError, match="predict does not read --epochs"):
+        predict_file("p.csv", out=run, data="sim:10", epochs=3)
+    assert not paths(tmp_path)
+    monkeypatch.setenv("GESTURE_NB_EPOCHS", "3")
+    monkeypatch.setenv("EPOCH", "3")
+    assert main(["predict", "--out", str(run), "--to", "p.csv", "--data", "nope.csv"]) == 2
+
+
+def test_settings_that_predict_reads_work_or_are_refused(predict, monkeypatch):
+    for option, value in (("--decision", "expected_f1"), ("--decision", "assignment"), ("--flip", "on"),
+                          ("--epochs", "3"), ("--members", "lgbm"), ("--folds", "2"), ("--seed", "1"),
+                          ("--group-column", "x")):
+        code, said, _ = predict(option, value)
+        assert code == 2 and (f"DECISION={value}" in said or f"predict does not read {option}: " in said)
+    assert predict("--w-lgbm", "0")[0] == 2   # nobody is left
+    monkeypatch.setenv("GESTURE_NB_EPOCHS", "3")
+    monkeypatch.setenv("DL_NUM_WORKER", "2")
+    code, said, _ = predict()
+    assert code == 0 and "predict does not read GESTURE_NB_EPOCHS: " in said and "DL_NUM_WORKERS (--workers)?" in said
+
+
+def test_recordings_of_the_training_are_counted(predict, toy, tmp_path):
+    import pandas as pd
+
+    frame = pd.read_parquet(toy)
+    known = frame[frame.sequence_id < "q007"].copy()
+    other = frame[frame.sequence_id >= "q007"].copy()
+    other["acc_x"] += 0.001
+    mixed = pd.concat([other, known]).drop(columns="gesture").assign(heart_rate=1.0)
+    mixed["sequence_id"] = "new_" + mixed["sequence_id"]
+    mixed.to_parquet(tmp_path / "mixed.parquet")
+    assert "7 of 60 recordings are among those the run was trained on" in predict(data="mixed.parquet")[1]
+    other.to_parquet(tmp_path / "other.parquet")
+    assert "among those" not in predict(data="other.parquet")[1]
+
+
+def test_people_may_be_unknown(predict, toy, tmp_path):
+    import pandas as pd
+
+    frame = pd.read_parquet(toy).drop(columns=["subject", "gesture"])
+    frame.to_csv(tmp_path / "unknown.csv", index=False)
+    code, said, found = predict(data="unknown.csv")
+    assert code == 0 and "does not say who made which sequence" in said
+    assert found.gesture.tolist() == predict()[2].gesture.tolist()
+
+
+def test_strangers_are_not_joined():
+    """Decisions that use a person's other sequences take unknown people for different ones."""
+    from types import SimpleNamespace
+
+    from gesture_nb.data.sequences import with_meta
+    from gesture_nb.data.simulate import simulate
+    from gesture_nb.serving.batch import people_lines
+
+    table = simulate(3)
+    unknown = with_meta(table, subject=["", "", ""])
+    for joint in (True, False):
+        decide = SimpleNamespace(decision=SimpleNamespace(by_person=joint))
+        predictor = SimpleNamespace(decide=decide, fix_orientation=None)
+        assert people_lines(predictor, table, "x.csv") == []
+        line, = people_lines(predictor, unknown, "x.csv")
+        assert ("nothing is concluded from other sequences of the same person" in line) == joint
+
+
+def test_channels_that_are_missing_are_said(predict, toy, tmp_path):
+    import pandas as pd
+
+    frame = pd.read_parquet(toy)
+    none = frame.drop(columns=["acc_x", "acc_y", "acc_z"]).assign(thm_1=30.0)
+    none.to_parquet(tmp_path / "none.parquet")
+    code, said, _ = predict(data="none.parquet")
+    assert code == 2 and "none of the channels that the run was trained on (acc_x, acc_y, acc_z)" in said
+    assert paths(tmp_path) == {"none.parquet"}
+
+
+def test_a_competition_folder_means_its_test_file(run, tmp_path, monkeypatch, capsys):
+    import pandas as pd
+
+    from gesture_nb.cli import main
+    from gesture_nb.data.simulate import write_competition
+
+    monkeypatch.chdir(tmp_path)
+    write_competition("cmi", 4, 3, seed=1)
+    assert main(["predict", "--data", "cmi", "--out", str(run), "--to", "p.csv"]) == 0
+    test = pd.read_csv("cmi/test.csv", usecols=["sequence_id"]).sequence_id.unique()
+    assert pd.read_csv("p.csv").sequence_id.tolist() == test.tolist()
+    for name in ("test.csv", "train.csv", "test_demographics.csv"):
+        assert main(["predict", "--data", "cmi", "--out", str(run), "--to", f"cmi/{name}"]) == 2
+    (tmp_path / "cmi" / "test.csv").unlink()
+    capsys.readouterr()
+    assert main(["predict", "--data", "cmi", "--out", str(run), "--to", "q.csv"]) == 2
+    assert "test.csv" in capsys.readouterr().err and not (tmp_path / "q.csv").exists()
+
+
+def test_folds_that_nobody_reads_are_said():
+    from gesture_nb.config import read_settings
+    from gesture_nb.training.dataset import unread_folds
+
+    line, = unread_folds(read_settings({}, folds=2, data="spar"), 5)
+    assert line == "--folds 2 is not read: spar brings its own 5 folds."
+    assert unread_folds(read_settings({}, folds=3), 3) == [] and unread_folds(read_settings({}), 4) == []
+
+
+def test_a_frame_that_is_refused_leaves_what_was_there(toy, tmp_path):
+    import pandas as pd
+
+    import gesture_nb as gn
+    from gesture_nb.config import UserError
+
+    frame, out = pd.read_parquet(toy), tmp_path / "new" / "run"
+    with pytest.raises(UserError, match="epochs is 0"):
+        gn.train(frame, out=out, epochs=0)
+    with pytest.raises(UserError, match="only 6 subjects"):
+        gn.train(frame, out=out, folds=99, progress="lines")
+    with pytest.raises(UserError, match="DECISION=assignment"):
+        gn.train(frame, out=out, decision="assignment", progress="lines")
+    assert not paths(tmp_path)
+    out.mkdir(parents=True)
+    (out / "data.parquet").write_text("of an earlier run")
+    with pytest.raises(UserError, match="only 6 subjects"):
+        gn.train(frame, out=out, folds=99, progress="lines")
+    assert (out / "data.parquet").read_text() == "of an earlier run" and not list(out.glob(".*.tmp"))

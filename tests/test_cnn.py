@@ -239,7 +239,7 @@ def test_a_worker_killed_while_a_checkpoint_is_written_costs_nothing_either(tmp_
             super().save(*state)
 
     b, reporter, checkpoint = problem(), Quiet(), Killing(tmp_path)
-    m = trained(b, epochs=5, reporter=reporter, checkpoint=checkpoint, dl_num_workers=2)
+    m = trained(b, epochs=5, reporter=reporter, checkpoint=checkpoint, dl_num_workers=2, dl_persistent_workers=True)
     assert checkpoint.killed == 2 and [s for s in reporter.said if "no worker" in s]
     assert weights(m) == weights(trained(b, epochs=5)) and not multiprocessing.active_children()
 

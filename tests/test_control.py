@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from gesture_nb.control import StopSignal, TimeUp
+from gesture_nb.control import NOTHING_LEFT, StopSignal, TimeUp
 
 class Training:
     """Takes `steps` steps; `at` maps steps to what happens during them."""
@@ -142,24 +142,43 @@ def test_who_asks_when_the_time_is_up_gets_the_interrupt():
 
 # ------------------------------------------------------------------ signals
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_signals_wait_for_the_end_of_a_step(number):
     stop, printed = StopSignal(), []
     training = Training(stop)
-    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(n) for n in SIGNALS]
     with pytest.raises(KeyboardInterrupt), stop.on_signals(printed.append):
         training.run({3: lambda: os.kill(os.getpid(), number)})
     assert training.saved == [3]
     assert len(printed) == 1 and "goes on from the last checkpoint" in printed[0]
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
-def test_signals_interrupt_at_once_where_nothing_polls():
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_interrupt_at_once_where_nothing_polls(number):
     stop, printed = StopSignal(), []
     with pytest.raises(KeyboardInterrupt), stop.on_signals(printed.append):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         pytest.fail("went on")
     assert len(printed) == 1
+
+
+def test_a_block_in_a_block_says_its_line_once():
+    printed = []
+    with pytest.raises(KeyboardInterrupt), StopSignal().on_signals(printed.append):
+        with StopSignal().on_signals(printed.append, NOTHING_LEFT): os.kill(os.getpid(), signal.SIGTERM)
+    assert printed == [NOTHING_LEFT]
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)   # as under nohup
+    try:
+        with StopSignal().on_signals(pytest.fail): os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally: signal.signal(signal.SIGHUP, before)
 
 
 def test_the_second_signal_interrupts_at_once():
@@ -205,4 +224,4 @@ def test_a_process_that_is_terminated_saves_and_ends():
     p.terminate()
     out, err = p.communicate(timeout=60)
     assert out.splitlines()[0] == "saved" and "Interrupted" in out
-    assert "KeyboardInterrupt" in err and p.returncode not in (0, -signal.SIGTERM)
+    assert "Traceback" not in err and p.returncode == 130

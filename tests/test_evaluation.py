@@ -35,11 +35,13 @@ from gesture_nb.evaluation.folds import (
     LeakError,
     assert_disjoint,
     check_folds,
+    fold_groups,
     fold_warnings,
     given_folds,
     inner_split,
     make_folds,
     protocol_folds,
+    scope_note,
 )
 from gesture_nb.evaluation.metric import (
     bootstrap_interval,
@@ -181,6 +183,39 @@ def test_the_protocol_and_given_folds():
                       ([0, 1, 0, 0, np.nan], "no value for 1"), ([1, 2], "2 values for 5"),
                       (["a", "b", "", "a", "b"], "of subject s1")):
         with pytest.raises(UserError, match=word): make_folds(who, who, given=bad)
+
+
+def test_one_person_is_held_out_by_session_or_by_recording():
+    meta = {"subject": ["me"] * 8, "sequence_id": [f"s{i}" for i in range(8)], "session": list("aabbccdd")}
+    y = list("xyxyxyxy")
+    groups = fold_groups(meta, "session", y)
+    fold = make_folds(groups.values, y, 2, kind=groups.kind)
+    check_folds(groups.values, fold)
+    assert "this person only" in scope_note(meta["subject"], groups, fold)
+    groups = fold_groups(meta, None, y)
+    assert groups.kind == "recording" and groups.values.tolist() == meta["sequence_id"]
+    note = scope_note(meta["subject"], groups, make_folds(groups.values, y, 4))
+    assert "optimistic" in note and "--group-column" in note
+    pieces = fold_groups(meta | {"recording": list("aabbaabb")}, None, y)   # of two recordings, each gesture in both
+    assert pieces.values.tolist() == list("aabbaabb")
+    one_each = fold_groups(meta | {"recording": list("xyxyxyxy")}, None, y)   # a file a gesture says nothing
+    assert one_each.values.tolist() == meta["sequence_id"]
+    for column, word in (("sesion", "'session'"), ("subject", "only one subject")):
+        with pytest.raises(UserError, match=word): make_folds(fold_groups(meta, column, y).values, y, 2)
+    with pytest.raises(UserError, match="no value for 1"):
+        fold_groups(meta | {"session": [*"aabbccd", ""]}, "session")
+
+
+def test_people_on_both_sides_are_said():
+    who, group = np.repeat(["ann", "bob", "cid"], 4), np.tile(list("abcd"), 3)
+    meta = {"subject": who, "day": group, "sequence_id": np.arange(12).astype(str)}
+    groups = fold_groups(meta, "day")
+    fold = make_folds(groups.values, np.arange(12) % 2, 2)
+    assert "3 of 3 people" in scope_note(who, groups, fold)
+    own = fold_groups(meta)
+    assert own.kind == "subject" and scope_note(who, own, make_folds(own.values, np.arange(12) % 2, 3)) is None
+    nested = fold_groups(meta | {"home": np.repeat(list("xxy"), 4)}, "home")
+    assert scope_note(who, nested, make_folds(nested.values, np.arange(12) % 2, 2)) is None
 
 
 def test_a_class_of_one_subject_is_a_warning_and_no_error():

@@ -200,7 +200,7 @@ def test_another_version_of_a_member_is_refused(run, settings, monkeypatch):
 # ---------------------------------------------------------------- serving
 
 def test_members_that_fail_leave_the_others_to_answer(run, settings):
-    ear, answer = Ear(), load(run)
+    ear, answer = Ear(), load(run, on_error="label")
     classes = answer.classes
     sequence = {"acc_x": np.zeros(30), "acc_y": np.zeros(30), "acc_z": np.full(30, 9.8)}
     answer.reporter = Reporter(settings, sinks=[ear])
@@ -217,7 +217,7 @@ def test_members_that_fail_leave_the_others_to_answer(run, settings):
 
 
 def test_a_failure_that_repeats_is_counted_and_not_repeated(run, settings):
-    ear, answer = Ear(), load(run, fixed={"lgbm": 0.0})
+    ear, answer = Ear(), load(run, fixed={"lgbm": 0.0}, on_error="label")
     answer.reporter = Reporter(settings, sinks=[ear])
     sequence = {"acc_x": [0.0], "acc_y": [0.0], "acc_z": [9.8]}
 
@@ -246,7 +246,7 @@ def test_a_failure_that_repeats_is_counted_and_not_repeated(run, settings):
 
 
 def test_there_is_always_a_label(run):
-    predictor = load(run)
+    predictor = load(run, on_error="label")
     for frame, people in frames_and_people(): answers_always(predictor, frame, people)
 
 

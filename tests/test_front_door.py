@@ -14,6 +14,8 @@ from gesture_nb.sinks import Sink
 
 NAMES = {"GestureClassifier", "Run", "Settings", "load", "main", "read_recordings"}
 NAMES |= {"register_member", "register_sensor", "register_sink", "train"}
+NAMES |= {"convert", "from_arrays", "from_frame"}
+NAMES |= {"inspect"}
 QUICK = {"members": "lgbm", "folds": 2, "boosting_rounds": 5, "progress": "lines"}
 
 
@@ -97,6 +99,31 @@ def test_a_run_and_what_it_knows(run):
     assert "accuracy" in repr(run)
     for shown in (run, run.predictor(), gn.read_recordings("sim:3")):
         assert "<table" in shown._repr_html_()
+
+
+def test_the_report_after_main_has_the_served_people_and_the_last_line_the_submission(run, toy, capsys):
+    outcome = gn.main(data=toy, out=run.folder, run_any_training=False, **QUICK)
+    served = outcome.served
+    text = (run.folder / "report.html").read_text()
+    assert f"{served['sequences']} sequences of {served['subjects']} people (fold 1)" in text
+    assert capsys.readouterr().out.rstrip().endswith(f"the submission is {run.folder / 'submission.parquet'}")
+    assert outcome.submission == run.folder / "submission.parquet" and outcome.submission.exists()
+
+
+def test_no_answers_no_submission(run, toy, monkeypatch):
+    """Where members fail on every sequence, `main()` ends with an error and the former submission stays."""
+    from gesture_nb.models.gbdt import LgbmMember
+    from gesture_nb.serving.compiled import CompiledTrees
+
+    def fails(self, *arguments):
+        raise ValueError("broken")
+
+    for kind, name in ((LgbmMember, "predict_outputs"), (CompiledTrees, "parts"), (CompiledTrees, "predict_outputs")):
+        monkeypatch.setattr(kind, name, fails)
+    (run.folder / "submission.parquet").write_text("former")
+    with pytest.raises(UserError, match="could not be predicted"):
+        gn.main(data=toy, out=run.folder, run_any_training=False, **QUICK)
+    assert (run.folder / "submission.parquet").read_text() == "former"
 
 
 def _column(run, name):

@@ -14,7 +14,9 @@ from gesture_nb.data.simulate import simulate, write_competition
 from gesture_nb.progress import Reporter
 from gesture_nb.schema import GESTURES, TEST_COLUMNS
 from gesture_nb.serving.gateway import (
+    MIN_CALLS,
     LazyPredictor,
+    NoAnswers,
     check_submission,
     competition_server,
     find_server,
@@ -215,25 +217,73 @@ def test_members_load_once_at_the_first_sequence():
 BAD_PREDICTORS = [lambda s, d: 1 / 0, lambda s, d: "nonsense", lambda s, d: None, lambda s: "Wave hello"]
 
 
+def failing(bad, every=2):
+    "A predictor that answers, but is `bad` for each second sequence, or as often as `every` says."
+    calls = []
+
+    def predict(sequence, demographics):
+        calls.append(1)
+        return bad(sequence, demographics) if len(calls) % every == 0 else "Wave hello"
+
+    return predict
+
+
 @pytest.mark.parametrize("bad", BAD_PREDICTORS)
 def test_a_failed_prediction_still_answers_a_label(bad, capsys):
     reporter = Reporter(sinks=[LineSink()])
-    predict = listen(lambda: bad, GESTURES, fallback="Neck - scratch", reporter=reporter)
-    assert {predict(1, 2) for _ in range(150)} == {"Neck - scratch"} and predict.lazy.failed == 150
+    predict = listen(lambda: failing(bad), GESTURES, fallback="Neck - scratch", reporter=reporter)
+    answers = [predict(1, 2) for _ in range(300)]
+    assert answers == ["Wave hello", "Neck - scratch"] * 150 and predict.lazy.failed == 150
+    predict.lazy.check(finished=True)
     printed = capsys.readouterr().out
     assert printed.count("Neck - scratch") == 4 and "150" not in printed
 
 
-def test_members_that_cannot_be_loaded_are_tried_once(capsys):
+@pytest.mark.parametrize("bad", BAD_PREDICTORS)
+def test_a_submission_of_fallbacks_ends(bad, folder, tmp_path):
+    """Contract changed on purpose: formerly all 150 were answered with one label, which the gateway accepted."""
+    predict = listen(lambda: bad)
+    assert [predict(1, 2) for _ in range(MIN_CALLS - 1)] == [GESTURES[0]] * (MIN_CALLS - 1)
+    for _ in range(2):
+        with pytest.raises(NoAnswers, match=f"{MIN_CALLS} of {MIN_CALLS} sequences could not be predicted"):
+            predict(1, 2)
+    with pytest.raises(NoAnswers, match="could not be predicted"):
+        local_gateway(listen(lambda: bad), folder / "test.csv", out=tmp_path / "s.parquet")
+    few = read_test_sequences(folder / "test.csv").rows[:120]  # two sequences: too few to judge before the end
+    with pytest.raises(NoAnswers):
+        people = folder / "test_demographics.csv"
+        local_gateway(listen(lambda: bad), few, people, out=tmp_path / "s.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_guesses_of_a_predictor_count_as_failed_and_one_label_for_all_is_said(folder, tmp_path, capsys):
+    class Guessing:
+        guesses = 0
+
+        def __call__(self, sequence, demographics):
+            self.guesses += 1
+            return "Wave hello"
+
+    with pytest.raises(NoAnswers):
+        local_gateway(listen(Guessing), folder / "test.csv", out=tmp_path / "s.parquet")
+    reporter = Reporter(sinks=[LineSink()])
+    constant = listen(lambda: lambda s, d: "Wave hello", reporter=reporter)
+    local_gateway(constant, folder / "test.csv", out=tmp_path / "s.parquet", reporter=reporter)
+    assert "All 40 sequences were answered with 'Wave hello'" in capsys.readouterr().out
+
+
+def test_members_that_cannot_be_loaded_are_tried_once_and_nobody_is_answered():
     tries = []
 
     def load():
         tries.append(1)
         raise UserError("ensemble.json is damaged")
 
-    predict = listen(load, reporter=Reporter(sinks=[LineSink()]))
-    assert [predict(1, 2) for _ in range(3)] == [GESTURES[0]] * 3 and len(tries) == 1
-    assert "ensemble.json is damaged" in capsys.readouterr().out
+    predict = listen(load)
+    for _ in range(3):
+        with pytest.raises(NoAnswers, match="could not be loaded.*ensemble.json is damaged"):
+            predict(1, 2)
+    assert len(tries) == 1
     with pytest.raises(UserError):
         listen(load, fallback="nonsense")
 
@@ -246,7 +296,8 @@ def test_the_competitions_gateway_on_the_public_file(server):
         return w
 
     answered = competition_server(listen(load), environ={"KAGGLE_INPUT": str(server.parent.parent)})
-    assert len(answered["gesture"]) == 40 == len(w.calls) and len(loaded) == 1
+    assert len(answered.gesture) == 40 == len(w.calls) and len(loaded) == 1
+    assert answered.path == Path.cwd() / "submission.parquet"
     assert os.listdir() == ["submission.parquet"]
     assert w.calls[0][4] is not threading.main_thread()
     assert w.calls[0][2].width == 336 and w.calls[0][3].height == 1
@@ -268,28 +319,162 @@ def test_the_rerun_is_served(server, monkeypatch):
 
 
 def test_the_package_is_found_in_a_named_folder(server):
+    before = list(sys.path)
     assert find_server(environ={"KAGGLE_INPUT": "nowhere"}) is None
-    assert find_server(server, environ={"KAGGLE_INPUT": "nowhere"}).__name__ == "CMIInferenceServer"
+    assert find_server(server, {"KAGGLE_INPUT": "nowhere"}, run_data_code=True).__name__ == "CMIInferenceServer"
+    assert sys.path == before
+
+
+def as_named(data, tmp_path):
+    return data
+
+
+def by_a_way_round(data, tmp_path):
+    return tmp_path / "kaggle" / ".." / data.relative_to(tmp_path)
+
+
+def by_a_link_to_the_folder(data, tmp_path):
+    (tmp_path / "kaggle" / "link").symlink_to(data)
+    return tmp_path / "kaggle" / "link"
+
+
+def by_a_link_to_the_package(data, tmp_path):
+    inside = tmp_path / "kaggle" / "cmi"
+    inside.mkdir()
+    (inside / "kaggle_evaluation").symlink_to(data / "kaggle_evaluation")
+    return inside
+
+
+def by_links_to_its_files(data, tmp_path):
+    package = tmp_path / "kaggle" / "cmi" / "kaggle_evaluation"
+    package.mkdir(parents=True)
+    for path in (data / "kaggle_evaluation").iterdir():
+        (package / path.name).symlink_to(path)
+    return package.parent
+
+
+def as_the_working_folder(data, tmp_path):
+    os.chdir(data)
+    sys.path.insert(0, "")
+    return Path(".")
+
+
+def as_a_module_in_the_working_folder(data, tmp_path):
+    (data / "kaggle_evaluation" / "cmi_inference_server.py").rename(data / "kaggle_evaluation.py")
+    shutil.rmtree(data / "kaggle_evaluation")
+    return as_the_working_folder(data, tmp_path)
+
+
+WAYS_IN = [as_named, by_a_way_round, by_a_link_to_the_folder, by_a_link_to_the_package, by_links_to_its_files]
+WAYS_IN += [as_the_working_folder, as_a_module_in_the_working_folder]
+
+
+@pytest.mark.parametrize("way", WAYS_IN)
+def test_code_beside_data_is_not_run(way, tmp_path, monkeypatch, capsys):
+    data, mark = tmp_path / "elsewhere", tmp_path / "RAN"
+    package = data / "kaggle_evaluation"
+    package.mkdir(parents=True)
+    (tmp_path / "kaggle").mkdir()
+    for name in ("__init__.py", "cmi_inference_server.py"):
+        (package / name).write_text(f"open({str(mark)!r}, 'w')\nclass CMIInferenceServer: pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = way(data, tmp_path)
+    before, environ = list(sys.path), {"KAGGLE_INPUT": str(tmp_path / "kaggle")}
+    try:
+        assert find_server(folder, environ, reporter=Reporter(sinks=[LineSink()])) is None
+        assert not mark.exists() and "kaggle_evaluation" not in sys.modules and sys.path == before
+        if way is not as_a_module_in_the_working_folder:
+            assert "is not run" in (printed := capsys.readouterr().out) and "--run-data-code 1" in printed
+            assert find_server(folder, environ, run_data_code=True).__name__ == "CMIInferenceServer"
+            assert mark.exists() and sys.path == before
+    finally:
+        for name in [m for m in sys.modules if m.split(".")[0] == "kaggle_evaluation"]:
+            del sys.modules[name]
 
 
 def test_a_server_whose_requirements_are_missing_is_named(server):
     (server / "kaggle_evaluation" / "cmi_inference_server.py").write_text("import grpc_that_is_not_there\n")
     with pytest.raises(UserError, match="'grpc_that_is_not_there'"):
-        find_server(server, {"KAGGLE_INPUT": "nowhere"})
+        find_server(server, {"KAGGLE_INPUT": str(server.parent.parent)})
 
 
-def test_a_load_that_fails_is_an_error_before_the_rerun_and_an_answer_on_it(server, monkeypatch):
+@pytest.mark.parametrize("rerun", [False, True])
+@pytest.mark.parametrize("bad", ["load", "predict"])
+def test_no_submission_is_left_where_members_failed(server, monkeypatch, rerun, bad):
+    """Contract changed on purpose: on the rerun every sequence used to get the first label, without an error."""
+
+    def load():
+        if bad == "load":
+            raise UserError("no members")
+        return lambda sequence, demographics: 1 / 0
+
+    environ = {"KAGGLE_INPUT": str(server.parent.parent)}
+    find_server(environ=environ).hidden = (server / "test.csv", server / "test_demographics.csv")
+    if rerun:
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        environ["KAGGLE_IS_COMPETITION_RERUN"] = "1"
+    with pytest.raises(NoAnswers, match={"load": "no members", "predict": "20 of 20"}[bad]):
+        competition_server(listen(load), environ=environ)
+    assert os.listdir() == []
+
+
+def test_a_short_file_that_failed_leaves_no_submission(server, folder):
+    """Too short to end while it is served: the competition's gateway has written its file by then."""
+    rows = pl.read_csv(folder / "test.csv")
+    rows.filter(pl.col("sequence_id").is_in(rows["sequence_id"].unique()[:3].implode())).write_csv(server / "test.csv")
+    with pytest.raises(NoAnswers, match="3 of 3"):
+        competition_server(listen(lambda: lambda s, d: 1 / 0), environ={"KAGGLE_INPUT": str(server.parent.parent)})
+    assert os.listdir() == []
+
+
+def test_a_server_that_waits_for_ever_ends_when_the_predictor_gives_up(monkeypatch):
+    """As over gRPC: the gateway has ended with the error, and nobody tells the server."""
+    from gesture_nb.serving import gateway
+
     def load():
         raise UserError("no members")
 
-    environ = {"KAGGLE_INPUT": str(server.parent.parent)}
-    with pytest.raises(UserError, match="no members"):
-        competition_server(listen(load), environ=environ)
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    find_server(environ=environ).hidden = (server / "test.csv", server / "test_demographics.csv")
-    competition_server(listen(load), environ=environ | {"KAGGLE_IS_COMPETITION_RERUN": "1"})
-    expected = read_test_sequences(server / "test.csv").sequence_id
-    assert set(check_submission("submission.parquet", expected)["gesture"]) == {GESTURES[0]}
+    predict = listen(load)
+
+    def serve():
+        with pytest.raises(NoAnswers):
+            predict(1, 2)
+        threading.Event().wait()
+
+    monkeypatch.setattr(gateway, "GRACE_SECONDS", 0.05)
+    with pytest.raises(NoAnswers, match="no members"):
+        gateway.serve_until_done(serve, predict)
+
+
+def test_a_training_that_is_stopped_inside_the_first_question_ends_the_process(monkeypatch):
+    """SIGTERM reaches the training in the server's thread, where gRPC would swallow it."""
+    from gesture_nb.serving import gateway
+
+    def load():
+        raise KeyboardInterrupt
+
+    predict = listen(load)
+
+    def serve():
+        with pytest.raises(KeyboardInterrupt):
+            predict(1, 2)
+        threading.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        gateway.serve_until_done(serve, predict)
+
+
+def test_a_test_file_alone_is_enough(folder, tmp_path, capsys):
+    shutil.copy(folder / "test.csv", tmp_path)
+    w, reporter = Watcher(), Reporter(sinks=[LineSink()])
+    environ = {"KAGGLE_INPUT": "nowhere"}
+    out = tmp_path / "s.parquet"
+    answered = competition_server(w, tmp_path, out=out, environ=environ, reporter=reporter)
+    assert answered.path == out and len(answered.gesture) == 40 and "nothing is known" in capsys.readouterr().out
+    for _, subject, _, demographics, _ in w.calls:
+        assert demographics["subject"].to_list() == [subject] and demographics.width == 8
+        assert demographics["age"].null_count() == 1
 
 
 def test_nothing_to_serve(tmp_path):

@@ -1,4 +1,8 @@
-"""Every notebook from top to bottom in a kernel of its own, as a reader runs it."""
+"""Notebooks from top to bottom, each in a kernel of its own, as a reader runs them.
+
+`make test` runs all of them by nbdev_test already, so here only those with something that only a kernel shows: widgets,
+pictures of runs, a guarded `main()`. `make soak` runs every one.
+"""
 
 import os
 
@@ -6,9 +10,11 @@ import pytest
 from conftest import ROOT
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith(("_", ".")))
+IN_KERNEL = ("00_", "05_", "54_", "55_", "83_", "84_", "85_", "87_", "90_", "91_", "index")
+CASES = [pytest.param(p, id=p.stem, marks=() if p.name.startswith(IN_KERNEL) else pytest.mark.soak) for p in NOTEBOOKS]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", CASES)
 def test_runs_in_its_own_kernel(path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient

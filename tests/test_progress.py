@@ -151,7 +151,7 @@ def test_without_a_gpu_memory_is_that_of_the_process():
 
 
 @pytest.mark.parametrize("block, expected", [
-    (1, [1, 200, 400, 500]), (64, [64, 256, 448, 500]), (500, [500]), (499, [499, 500])])
+    (1, [1, 200, 400, 500]), (64, [1, 200, 400, 500]), (500, [1, 200, 400, 500]), (499, [1, 200, 400, 500])])
 def test_counted_tasks_speak_first_at_multiples_and_last(capsys, block, expected):
     with Reporter(sinks=[LineSink()]).task("Frame features", total=500) as t:
         for a in range(0, 500, block):
@@ -280,20 +280,24 @@ def test_the_heartbeat_rests_while_lines_flow_and_stops_at_the_end():
     assert not [t for t in threading.enumerate() if t.name == "heartbeat"]
 
 
-def test_a_heart_that_fails_is_heard_of():
-    class Broken(Recorder):
-        def on_event(self, event):
-            super().on_event(event)
-            if event["kind"] == "heartbeat": raise RuntimeError("arrhythmia")
+def test_a_heart_that_fails_is_heard_of(monkeypatch):
+    def arrhythmia(heart):
+        raise RuntimeError("arrhythmia")
     seen, hook = [], threading.excepthook
     threading.excepthook = lambda a: seen.append(a.exc_value)
+    monkeypatch.setattr("gesture_nb.progress.Heartbeat._beat", arrhythmia)
+    settings = with_settings(Settings(), heartbeat_seconds=0.05)
+
+    def wait_for_failure(n):
+        end = time.monotonic() + 30
+        while len(seen) < n:
+            assert time.monotonic() < end, "the heart beats on"
+            time.sleep(0.01)
     try:
-        recorder = Broken()
-        settings = with_settings(Settings(), heartbeat_seconds=0.05)
-        with pytest.raises(RuntimeError, match="arrhythmia"), Reporter(settings, sinks=[recorder]):
-            wait_for(recorder, 1)
-        with pytest.raises(KeyError) as caught, Reporter(settings, sinks=[recorder]):
-            wait_for(recorder, 2)
+        with pytest.raises(RuntimeError, match="arrhythmia"), Reporter(settings, sinks=[Recorder()]):
+            wait_for_failure(1)
+        with pytest.raises(KeyError) as caught, Reporter(settings, sinks=[Recorder()]):
+            wait_for_failure(2)
             raise KeyError("work")  # the error of the work itself is not masked
     finally:
         threading.excepthook = hook
@@ -352,7 +356,7 @@ FORKS = """
 import os, signal
 from gesture_nb.progress import Reporter
 from gesture_nb.config import read_settings
-with Reporter(read_settings({'HEARTBEAT_SECONDS': '0.001'})) as r:
+with Reporter(read_settings({'HEARTBEAT_SECONDS': '0.01'})) as r:
     r.heartbeat.patience = 0  # the heart races
     for i in range(200):
         child = os.fork()
@@ -430,15 +434,51 @@ def test_a_log_that_cannot_be_made_is_refused(tmp_path):
         Reporter(folder=tmp_path).event("x")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
-def test_a_full_disk_is_told_once_and_the_run_goes_on(capsys):
-    r = Reporter(sinks=[JsonlSink("/dev/full"), LineSink()])
-    for i in range(3):
+def test_a_full_disk_is_told_once_and_the_run_goes_on(capsys, tmp_path, monkeypatch):
+    import errno
+    log = JsonlSink(tmp_path / "run.jsonl")
+    r = Reporter(sinks=[log, LineSink()])
+    r.say("line 0")
+
+    def full(self, data): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(JsonlSink, "_append", full)
+    for i in (1, 2):
         r.say(f"line {i}")
     printed = lines(capsys)
     assert [s for s in printed if s.startswith("line")] == ["line 0", "line 1", "line 2"]
     assert [s for s in printed if not s.startswith("line")] == [
-        "Cannot write the log /dev/full: No space left on device. The run goes on, but its log has a gap."]
+        f"Cannot write the log {log.path}: No space left on device. The run goes on, but its log has a gap."]
+
+
+def link_to(path):
+    path.with_name("other").write_text("")
+    path.symlink_to(path.with_name("other"))
+
+
+IN_THE_WAY = {"link": link_to, "pipe": os.mkfifo, "folder": os.mkdir,
+              "dangling link": lambda path: path.symlink_to("/nowhere"),
+              "device": lambda path: path.symlink_to("/dev/null")}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_a_log_is_a_regular_file_or_the_run_is_refused(tmp_path, kind):
+    (tmp_path / "logs").mkdir()
+    IN_THE_WAY[kind](tmp_path / "logs" / "run.jsonl")
+    with pytest.raises(UserError, match="Cannot write the log .*run.jsonl: it is a (link|pipe|folder).*SAVE_JSONL=0"):
+        Reporter(folder=tmp_path).event("x")
+    assert not any(p.is_file() and p.stat().st_size for p in tmp_path.rglob("*"))
+
+
+def test_a_linked_folder_of_logs_is_refused_and_a_linked_run_folder_is_not(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to("elsewhere")
+    Reporter(folder=tmp_path / "run", sinks=None).event("x")
+    assert len(log_of(tmp_path / "elsewhere")) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "logs").symlink_to(tmp_path / "elsewhere" / "logs")
+    with pytest.raises(UserError, match="other/logs is a link"):
+        Reporter(folder=tmp_path / "other").event("x")
+    assert len(log_of(tmp_path / "elsewhere")) == 1
 
 
 def test_no_file_handle_is_left(tmp_path):
@@ -568,6 +608,101 @@ def test_extra_sinks_hear_everything_too(capsys):
     assert [type(s).__name__ for s in Reporter(extra_sinks=[extra]).sinks] == ["LineSink", "Recorder"]
 
 
+class Faulty(Recorder):
+    """Raises in one of its methods, from the second call on."""
+    def __init__(self, method, error=RuntimeError("the tape\nis torn")):
+        super().__init__()
+        self.method, self.error, self.calls = method, error, 0
+
+    def _call(self, method):
+        if method != self.method: return
+        self.calls += 1
+        if self.calls > (method != "close"): raise self.error
+
+    def on_event(self, event):
+        self._call("on_event")
+
+    def draw(self, bars):
+        self._call("draw")
+
+    def close(self, failed):
+        self._call("close")
+
+
+@pytest.mark.parametrize("method", ["on_event", "draw", "close"])
+@pytest.mark.parametrize("error", [RuntimeError("the tape\nis torn"), UserError("no"), OSError(28, "full"),
+                                   MemoryError()], ids=lambda e: type(e).__name__)
+def test_a_sink_that_fails_is_left_out_and_the_run_goes_on(tmp_path, capsys, method, error):
+    recorder, faulty = Recorder(), Faulty(method, error)
+    r = Reporter(with_settings(Settings(), progress="lines"), tmp_path, extra_sinks=[faulty, recorder])
+    run_all(r)
+    line, = [s for s in lines(capsys) if "Faulty" in s]
+    assert line.startswith(f"The sink Faulty failed and is left out from now on: {type(error).__name__}: ")
+    assert sum(e.get("text") == line for e in log_of(tmp_path)) == 1
+    assert recorder.kinds()[-1] == "close" or method == "close"
+    assert recorder.closed == [False] and faulty not in r.sinks and recorder in r.sinks
+    spoken = faulty.calls
+    r.say("more")
+    assert faulty.calls == spoken
+
+
+def test_a_sink_may_refuse_a_run_at_its_first_event():
+    class Strict(Sink):
+        def on_event(self, event): raise UserError("not with me")
+    with pytest.raises(UserError, match="not with me"), Reporter(sinks=[Strict()]): pass
+
+
+ERRORS = {"OSError": OSError(28, "full"), "ValueError": ValueError("closed"), "pipe": BrokenPipeError(),
+          "SystemError": SystemError()}
+
+
+class Stream:
+    """A stream of somebody's own: what is missing or raises is told by its flaw."""
+    def __init__(self, flaw):
+        self.flaw, self.text = flaw, ""
+        if flaw == "no encoding": self.write = lambda text: text.encode("ascii") and None
+        if flaw.startswith("flush "): self.flush = self._fail
+
+    def write(self, text):
+        if self.flaw.startswith("write "): self._fail()
+        self.text += text
+
+    def _fail(self): raise ERRORS[self.flaw.split()[1]]
+
+
+FLAWS = ["no flush", "no encoding"] + [f"{method} {error}" for method in ("write", "flush") for error in ERRORS]
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_no_stream_ends_a_run(tmp_path, monkeypatch, flaw, name):
+    stream = Stream(flaw)
+    r = Reporter(with_settings(Settings(), use_tqdm=True), tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(sys, name, stream)
+        r.say("40 °C")
+        run_all(r)
+    events = log_of(tmp_path)
+    assert [e["kind"] for e in events].count("unit") == 2
+    told = [e["text"] for e in events if e["kind"] == "warning" and "Standard output" in e["text"]]
+    assert len(told) == (name == "stdout" and not flaw.startswith("no "))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("out", [">/dev/full", ">&-", "2>/dev/full", "2>&-", ">/dev/full 2>/dev/full", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("tqdm", [False, True])
+def test_no_descriptor_ends_a_run_or_changes_its_exit_code(tmp_path, out, tqdm):
+    code = (f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom test_progress import *\n"
+            f"run_all(Reporter(with_settings(Settings(), use_tqdm={tqdm}), {str(tmp_path)!r}))")
+    p = subprocess.run(["bash", "-c", f'"$@" {out}', "_", sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                       text=True)
+    assert p.returncode == 0 and "Exception ignored" not in p.stderr and "Traceback" not in p.stderr, p.stderr
+    events = log_of(tmp_path)
+    assert events[-1]["kind"] == "close"
+    told = [e["text"] for e in events if "Standard output takes no lines (No space left" in e.get("text", "")]
+    assert len(told) == out.startswith(">/dev/full")
+
+
 def run_all(r):
     r.plan(2)
     with r:
@@ -601,6 +736,15 @@ def test_tqdm_takes_the_widgets_place(capsys):
     out, err = capsys.readouterr()
     assert "overall" in err and "Torch fold 2" in err and "loss 0.5000 lr 1.00e-03" in err
     assert "\r" not in out and "Processing sequence 4/4" in out
+
+
+@pytest.mark.parametrize("stream", ["sys.stdout = Tee()", "sys.stdout = open('/dev/null', 'w'); sys.stdout.close()",
+                                    "sys.stdout = None", "sys.stderr = Tee()", "sys.stdout = open('/dev/full', 'w')"])
+def test_the_exit_is_quiet_whatever_the_streams_are(stream):
+    p = python("import sys\nfrom gesture_nb.progress import *\n"
+               f"class Tee:\n def write(self, text): return len(text)\n{stream}\n"
+               "with Reporter() as r: r.say('one')")
+    assert "Exception" not in p.communicate(timeout=60)[1] and p.returncode == 0
 
 
 # ------------------------------------------------------------------ in a real kernel

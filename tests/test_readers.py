@@ -260,11 +260,11 @@ def test_files_that_are_no_files(tmp_path):
     refused(tmp_path / "wave.csv", "wave.csv", "empty")
     refused(tmp_path / "wvae.csv", "Did you mean 'wave.csv'?", read=read_table)
     (tmp_path / "empty.parquet").write_bytes(b"")
-    refused(tmp_path / "empty.parquet", "empty.parquet", "cannot be read as a Parquet file")
+    refused(tmp_path / "empty.parquet", "empty.parquet", "empty")
     (tmp_path / "csv.parquet").write_text("sequence_id,subject\n")
-    refused(tmp_path / "csv.parquet", "csv.parquet", "cannot be read as a Parquet file")
-    save(tidy(), tmp_path / "a.parquet").rename(tmp_path / "parquet.csv")
-    refused(tmp_path / "parquet.csv", "is a Parquet file")
+    refused(tmp_path / "csv.parquet", "csv.parquet", "no sensor channel")
+    (tmp_path / "junk.parquet").write_bytes(bytes(range(256)) * 9)
+    refused(tmp_path / "junk.parquet", "junk.parquet", "cannot be read as a Parquet file")
 
 
 def test_cells_that_are_no_cells(tmp_path):
@@ -289,19 +289,20 @@ def test_encodings(tmp_path):
     path.write_text(text, encoding="utf-8-sig")
     assert read_tidy(path).meta["subject"][0] == "Zoë"
     path.write_text(text, encoding="latin-1")
-    refused(path, "line 2", "'subject'", "UTF-8")
+    table = read_tidy(path)
+    assert table.meta["subject"][0] == "Zoë" and "read as cp1252" in table.findings["repairs"][0]
+    path.write_bytes(text.replace("ë,wave,2", "\udcff,wave,2").encode("utf-8", "surrogateescape"))
+    refused(path, "line 4", "'subject'", "UTF-8")
     path.write_text(text, encoding="utf-16")
-    refused(path, "UTF-8")
+    assert read_tidy(path).meta["subject"][0] == "Zoë"
     path.write_bytes(text.replace("\n", "\r\n").encode())
     assert len(read_tidy(path)) == 3
-    path.write_bytes(text.replace("gesture", "gestüre").encode("latin-1"))
+    path.write_bytes(text.replace("gesture", "gest\udcffre").encode("utf-8", "surrogateescape"))
     refused(path, "header", "UTF-8")
 
 
 def test_separators_and_ragged_lines(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text(tidy().to_csv(index=False, sep=";"))
-    refused(path, "commas")
     lines = tidy().to_csv(index=False).splitlines()
     path.write_text("\n".join([*lines[:4], lines[4] + ",7", *lines[5:]]))
     refused(path, "line 5", "8 cells", "header has 7")
@@ -351,7 +352,7 @@ def test_csv_is_parsed_once(cmi, tmp_path, monkeypatch):
 
     parsed = []
     real = readers.csv_batches
-    monkeypatch.setattr(readers, "csv_batches", lambda *a: parsed.append(a[0].name) or real(*a))
+    monkeypatch.setattr(readers, "csv_batches", lambda *a: parsed.append(a[0].path.name) or real(*a))
     cache = tmp_path / "cache"
     first = read_competition(cmi, cache=cache)
     second = read_competition(cmi, cache=cache)

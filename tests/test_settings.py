@@ -1,7 +1,10 @@
 """Settings, registries and errors: every value checked, every name known in one place, mistakes in sentences."""
 import copy
+import itertools
+import json
 import pickle
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -58,14 +61,19 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch):
     ("save_jsonl", "SAVE_JSONL"), ("w_lgbm", "W_LGBM"), ("w_torch", "W_TORCH"), ("w_keras", "W_KERAS"),
     ("w_rocket", "W_ROCKET"), ("run_any_training", "RUN_ANY_TRAINING"), ("resume", "RESUME"),
     ("feature_store", "FEATURE_STORE"), ("decision", "DECISION"), ("flip", "GESTURE_NB_FLIP"),
-    ("disable", "GESTURE_NB_DISABLE"), ("time_limit_hours", "TIME_LIMIT_HOURS")])
+    ("disable", "GESTURE_NB_DISABLE"), ("time_limit_hours", "TIME_LIMIT_HOURS"),
+    ("dl_persistent_workers", "DL_PERSISTENT_WORKERS"), ("run_data_code", "GESTURE_NB_RUN_DATA_CODE"),
+    ("columns", "GESTURE_NB_COLUMNS"), ("rate_hz", "GESTURE_NB_RATE_HZ"), ("time_unit", "GESTURE_NB_TIME_UNIT"),
+    ("gaps", "GESTURE_NB_GAPS"), ("units", "GESTURE_NB_UNITS"), ("acc_unit", "GESTURE_NB_ACC_UNIT"),
+    ("gyr_unit", "GESTURE_NB_GYR_UNIT"), ("quaternion_order", "GESTURE_NB_QUATERNION_ORDER"),
+    ("acc_sign", "GESTURE_NB_ACC_SIGN"), ("group_column", "GESTURE_NB_GROUP_COLUMN")])
 def test_every_setting_has_its_variable(name, variable):
     assert setting_fields()[name].variable == variable
 
 
 def test_every_setting_is_described():
     fields = setting_fields()
-    assert len(fields) == 30
+    assert len(fields) == 42
     for name, f in fields.items():
         assert f.name == name and len(f.help) > 15 and not f.help.endswith(".") and f.parse.wants
         assert f.options[-1] == "--" + name.replace("_", "-") and f.option == f.options[0]
@@ -77,12 +85,13 @@ def test_every_setting_is_described():
 
 
 @pytest.mark.parametrize("environ, keywords, expected", [
-    ({"W_TORCH": "-1"}, {}, "The environment variable W_TORCH is '-1', but must be a finite number of at least 0."),
-    ({"W_LGBM": "nan"}, {}, "W_LGBM is 'nan', but must be a finite number"),
+    ({"W_TORCH": "-1"}, {},
+     "The environment variable W_TORCH is '-1', but must be 0, or a number from 1e-06 to 1,000,000."),
+    ({"W_LGBM": "nan"}, {}, "W_LGBM is 'nan', but must be 0, or a number"),
     ({"RESUME": "maybe"}, {}, "RESUME is 'maybe', but must be 1 or 0."),
     ({"GESTURE_NB_SEED": "1.5"}, {}, "GESTURE_NB_SEED is '1.5', but must be a whole number from 0 to 2147483647."),
-    ({"HEARTBEAT_SECONDS": "0"}, {}, "HEARTBEAT_SECONDS is '0', but must be a finite number above 0."),
-    ({}, {"batch_size": 0}, "The setting batch_size is 0, but must be a whole number of at least 2."),
+    ({"HEARTBEAT_SECONDS": "0"}, {}, "HEARTBEAT_SECONDS is '0', but must be a number from 0.01 to 86,400."),
+    ({}, {"batch_size": 0}, "The setting batch_size is 0, but must be a whole number from 2 to 1000000."),
     ({}, {"epochs": 2.5}, "epochs is 2.5"), ({}, {"epochs": True}, "epochs is True"),
     ({}, {"seed": float("inf")}, "seed is inf"), ({}, {"time_limit_hours": True}, "time_limit_hours is True"),
     ({}, {"out": " "}, "output_path is ' ', but must be a name or path that is not empty."),
@@ -116,6 +125,97 @@ def test_the_former_name_of_disable_still_works_and_is_mentioned():
     assert setting_fields()["disable"].deprecated_options == ("--without",)
 
 
+EXTREMES = [
+    "", " ", "0", "-0", "1e308", "-1e308", "1e-320", "nan", "inf", "-inf", "1e999", "9" * 5000, "99999999999999999999",
+    "0x10", "1_000", "٣", "1,000", "seed", "a" * 300, "a/" * 3000, "~nouser/x", "~", "nul\0", "\udc80", "a\nb", "=",
+    "a=", "=b", "a=b=c", "a=b,a=c", ",", ",,a,,", "counts:", "counts:1e-320", "counts:nan", "counts:1e308", "+", "-",
+    ".", "/", "sim:99999999999999999999", "sim:::", "spar", "/dev/null", "true", "None",
+    0, -1, 1, 2.5, 10**12, 10**400, -(10**400), 1e308, 1e-320, float("nan"), float("inf"), True, False,
+    Decimal("1e1000000"), Decimal("NaN"), Decimal("sNaN"), 1j, b"lgbm", b"\xff", [], (), {}, set(), [[]], [None],
+    {1: 2}, {"a": None}, [("a",)], [("a", "b", "c")], ["a\0"], itertools.count(), itertools.repeat("a"), object(),
+    print, Path("x"), Path("a" * 300), range(10**12), memoryview(b"x")]
+
+
+@pytest.mark.parametrize("name", list(setting_fields()))
+def test_any_value_gives_settings_or_a_sentence(name):
+    """No other exception, no endless loop, and what is accepted can be written down and read again."""
+    variable, accepted = setting_fields()[name].variable, 0
+    for value in EXTREMES:
+        for environ, keywords in (({}, {name: value}), ({variable: str(value)}, {})):
+            try: s = read_settings(environ, **keywords)
+            except UserError as e: assert len(str(e)) < 800
+            else:
+                accepted += 1
+                json.dumps(as_json(s), allow_nan=False).encode()
+                assert with_settings(s, seed=3) == with_settings(with_settings(s, seed=3), seed=3)
+    assert 0 < accepted < 1.9 * len(EXTREMES)
+
+
+def test_what_no_machine_can_hold_is_refused():
+    for keywords in ({"w_lgbm": "1e308"}, {"w_lgbm": 1e-300}, {"heartbeat_seconds": 1e308}, {"heartbeat_seconds": 1e-9},
+                     {"time_limit_hours": 1e308}, {"folds": 10**9}, {"batch_size": 10**12}, {"epochs": 10**12},
+                     {"rate": 1e30}, {"boosting_rounds": 10**12}, {"seed": "text"}, {"acc_unit": "counts:1e300"}):
+        with pytest.raises(UserError, match=" is .*, but must be "): read_settings({}, **keywords)
+
+
+@pytest.mark.parametrize("name", ["output_path", "feature_store", "data"])
+@pytest.mark.parametrize("value, said", [
+    ("~nouser/x", "there is no user whose home folder is '~nouser'"), ("a" * 300, "has a name of 300 bytes"),
+    ("ä" * 200, "has a name of 400 bytes"), ("a/" * 3000, "is a path of 5999 bytes"), ("a\0b", "NUL"),
+    ("a\udcffb", "no UTF-8 text")])
+def test_paths_that_cannot_be(name, value, said):
+    with pytest.raises(UserError, match=said): read_settings({}, **{name: value})
+
+
+# ------------------------------------------------------------------ what nobody reads
+
+@pytest.mark.parametrize("variable, value, meant", [
+    ("EPOCHS", "7", "GESTURE_NB_EPOCHS"), ("FOLDS", "3", "GESTURE_NB_FOLDS"), ("SEED", "1", "GESTURE_NB_SEED"),
+    ("PRESET", "full", "GESTURE_NB_PRESET"), ("MEMBERS", "lgbm,torch", "GESTURE_NB_MEMBERS"),
+    ("DATA", "sim:100", "GESTURE_NB_DATA"), ("DISABLE", "mixup", "GESTURE_NB_DISABLE"),
+    ("GESTURE_NB_EPOCH", "3", "GESTURE_NB_EPOCHS"), ("GESTURE_NB_OUT", "x", "OUTPUT_PATH"),
+    ("GESTURE_NB_DL_NUM_WORKERS", "2", "DL_NUM_WORKERS"), ("gesture_nb_seed", "2", "GESTURE_NB_SEED"),
+    ("DL_NUM_WORKER", "2", "DL_NUM_WORKERS"), ("DL_WORKERS", "2", "DL_NUM_WORKERS"), ("W_TORHC", "1", "W_TORCH"),
+    ("W_LGB", "1", "W_LGBM"), ("HEARTBEAT_SECOND", "3", "HEARTBEAT_SECONDS"),
+    ("GESTURE_NB_QXZ", "1", "no such setting")])
+def test_variables_under_a_wrong_name_are_said(variable, value, meant):
+    line, = settings_notes({variable: value})
+    assert f"variable {variable} is not read" in line and meant in line and "\n" not in line
+
+
+def test_other_programs_variables_are_left_alone():
+    foreign = {"W_DIR": "/w", "DL_PATH": "/d", "COLUMNS": "80", "LINES": "24", "DATA": "/data", "SEED": "abc",
+               "EPOCHS": "", "DISABLE": "1", "MEMBERS": "ann,bob", "UNITS": "metric", "GAPS": "many", "PROGRES": "1",
+               "OUT": "x", "DL_DIR": "x", "W_": "1", "DL_": "1", "WORKERS": "4", "PATH": "/bin", "GESTURE": "wave",
+               "GESTURE_NB": "x",
+               "FLIP": "table", "OUTPUT_PATHS": "a:b", "FEATURE_STORES": "x", "DECISIONS": "x"}
+    assert settings_notes(foreign) == []
+    assert settings_notes({"EPOCHS": "7", "GESTURE_NB_EPOCHS": "8"}) == []   # theirs is beside ours
+    assert settings_notes({"EPOCHS": "7"}, epochs=8) == []
+    for f in setting_fields().values(): assert settings_notes({f.variable: str(f.default or 1)}) == [], f.variable
+
+
+def test_commands_read_what_their_table_says():
+    from gesture_nb.cli import COMMANDS
+    from gesture_nb.unread import READ_BY, refuse_unread, unread_by
+    assert set(READ_BY) <= set(COMMANDS)
+    assert {name for names in READ_BY.values() for name in names} - {"w_"} <= set(setting_fields())
+    for command in READ_BY:
+        with pytest.raises(UserError, match=f"{command} does not read --epochs, --flip: "):
+            refuse_unread(command, ["epochs", "flip", "heartbeat_seconds"])
+        line, = unread_by(command, {"GESTURE_NB_EPOCHS": "3", "DL_NUM_WORKERS": "2", "SAVE_JSONL": "0"})
+        assert line.startswith(f"{command} does not read GESTURE_NB_EPOCHS: ")
+    refuse_unread("train", setting_fields())
+    refuse_unread("predict", ["w_lgbm", "data", "acc_unit"])
+    assert unread_by("train", {"GESTURE_NB_EPOCHS": "3"}) == []
+
+
+def test_the_readme_has_every_setting():
+    from gesture_nb.api import settings_table
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for line in settings_table().splitlines(): assert line in readme
+
+
 # ------------------------------------------------------------------ the record
 
 def test_weights_read_like_settings():
@@ -143,7 +243,9 @@ def test_names_in_config_json_never_change():
     s = read_settings({}, out="runs/a", disable="ema", w_keras=0, feature_store="f")
     values = as_json(s)
     assert set(values) == {
-        "batch_size", "boosting_rounds", "data", "decision", "dl_num_workers", "dl_start_method", "epochs",
+        "acc_sign", "acc_unit", "batch_size", "boosting_rounds", "columns", "data", "decision", "dl_num_workers",
+        "dl_persistent_workers", "dl_start_method", "epochs", "gaps", "group_column", "gyr_unit", "quaternion_order",
+        "rate_hz", "run_data_code", "time_unit", "units",
         "feature_log_every", "feature_store", "flip", "fold_column", "folds", "heartbeat_seconds", "log_every_steps",
         "members", "output_path", "preset", "print_every_steps", "progress", "resume", "run_any_training",
         "save_jsonl", "seed", "time_limit_hours", "use_tqdm", "w_keras", "w_lgbm", "w_rocket", "w_torch", "without"}

@@ -244,3 +244,28 @@ def test_more_sensors_make_it_easier_and_neither_is_easy(table):
         return 0.5 * f1_score(y != "non_target", p != "non_target") + 0.5 * f1_score(y, p, average="macro")
     imu_score, all_score = score(imu), score(imu + thm_tof)
     assert 0.5 < imu_score < 0.85 and imu_score + 0.03 < all_score < 0.95, (imu_score, all_score)
+
+
+@pytest.mark.parametrize("number", [10**12, 10**20, 10**400])
+@pytest.mark.parametrize("make", [simulate, lambda n: write_competition("new", n),
+                                  lambda n: write_competition("new", 2, n)])
+def test_what_no_memory_or_disk_holds_is_refused_before_anything_is_made(make, number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="simulated sequences need about") as caught: make(number)
+    assert len(str(caught.value)) < 300
+    assert not list(tmp_path.iterdir())
+
+
+def test_seeds_of_any_size():
+    assert len(simulate(2, seed=2**63 - 1)) == 2
+    for seed in (-1, 2**63, 10**400):
+        with pytest.raises(UserError, match="is not from 0 to"): simulate(2, seed=seed)
+
+
+def test_the_bound_is_the_memory_that_is_there(monkeypatch):
+    from gesture_nb.data import design
+
+    monkeypatch.setattr(design, "free_memory", lambda: 10_000_000)
+    assert len(simulate(20)) == 20
+    with pytest.raises(UserError, match="^1,000 simulated sequences need about 1 GB of memory, .* at most 105"):
+        simulate(1000)

@@ -83,6 +83,6 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"""
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0 and f"{k:,} answers" in done.stdout, done.stderr
+        assert done.returncode == 0 and f"{k:,} predictions are in" in done.stdout, done.stderr
         peak.append(int(done.stdout.split("peak")[1]))
     assert peak[1] < 1.5 * peak[0]

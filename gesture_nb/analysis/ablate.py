@@ -17,6 +17,7 @@ from ..config import Settings, UserError, active_members, component_names, sugge
 from ..control import StopSignal
 from ..evaluation.decode import follows_design
 from ..evaluation.metric import METRICS, resampled, subject_counts
+from ..isolation import isolated_run
 from ..registry import MEMBERS
 from ..training.dataset import Dataset, load_dataset
 from ..training.forecast import format_forecast
@@ -142,6 +143,7 @@ def ablation_forecast(
     return format_forecast(units) if units else "Nothing has to be trained for these components."
 
 # %% ../../nbs/81_analysis.ablate.ipynb #ff68640b
+@isolated_run
 def ablate(
     settings: Settings,
     dataset: Dataset,

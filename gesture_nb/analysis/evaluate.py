@@ -15,7 +15,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from ..artifacts import MANIFEST, check_manifest, read_json
+from ..artifacts import MANIFEST, check_manifest
 from ..config import ALIASES, Settings, UserError, active_members, setting_fields
 from ..data.sequences import SequenceTable
 from ..evaluation.decode import random_orders
@@ -30,6 +30,8 @@ from ..evaluation.metric import (
     subject_counts,
 )
 from ..features.compute import FrameSettings, frame_features
+from ..files import kind_of
+from ..isolation import isolated_run
 from ..models.registry import member_class
 from ..schema import sensor_of
 from ..sensors import sensors
@@ -39,7 +41,7 @@ from ..training.decision import decide_by_fold, read_decision
 from ..training.identity import IDENTITY_SETTINGS
 from ..training.orientation import fix_held_out
 from ..training.out_of_fold import UnitOutputs, argmax_labels, arrival_order, collect_out_of_fold
-from ..training.results import read_unit_outputs
+from ..training.results import read_config, read_unit_outputs
 from ..training.units import Unit, units_of
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #484ae426
@@ -72,11 +74,11 @@ def finished_units(settings: Settings, dataset: Dataset) -> list[Unit]:
     "The run's finished units, after a check of their files. Raises `UserError` if there is none."
     out = settings.output_path
     planned = units_of(settings, dataset.folds, out / "members")
-    units = [unit for unit in planned if (unit.folder / MANIFEST).exists()]
+    units = [unit for unit in planned if kind_of(unit.folder / MANIFEST)]
     if not units:
         raise UserError(f"{out} holds no finished unit of {', '.join(active_members(settings))}: "
                         f"train with `gesture-nb train --out {out}` first.")
-    for unit in units: check_manifest(unit.folder)
+    for unit in units: check_manifest(unit.folder, below=out)
     return units
 
 def predict_without_sensors(
@@ -182,18 +184,19 @@ def run_settings(folder: Path, **overrides) -> dict:
 
     `overrides` take precedence. Raises `UserError` where there is no finished run."""
     path = folder / "config.json"
-    if not path.exists():
+    if not kind_of(path):
         raise UserError(f"{folder} holds no finished run: there is no config.json. "
                         f"Train one with `gesture-nb train --out {folder}`.")
     weights = [name for name in setting_fields() if name.startswith("w_")]
     wanted = (*IDENTITY_SETTINGS, "data", "folds", "fold_column", "members", "decision", "flip", "without", *weights)
-    stored = read_json(path)["settings"]
+    stored = read_config(folder)["settings"]
     settings = {k: v for k, v in stored.items() if k in wanted and v not in (None, [])}
     if "without" in settings: settings["disable"] = settings.pop("without")   # its name on disk is the older one
     given = {k: v for k, v in overrides.items() if ALIASES.get(k, k) != "output_path"}
     return settings | given | {"output_path": folder}
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #609c6f8f
+@isolated_run
 def evaluate(settings: Settings, dataset: Dataset, record: dict, reporter, orders: int = 20) -> dict:
     """The content of `evaluation.json`: scenario → scores of each member and the ensemble.
 
@@ -214,7 +217,7 @@ def evaluate(settings: Settings, dataset: Dataset, record: dict, reporter, order
             found[name] = scenario_scores(dataset, labels, settings.seed)
             task.advance()
     about = {"classes": list(dataset.classes), "sequences": n, "subjects": len(np.unique(dataset.subjects)),
-             "folds": dataset.folds, "seed": settings.seed}
+             "folds": dataset.folds, "seed": settings.seed} | ({"note": dataset.note} if dataset.note else {})
     return {"scenarios": found, **about,
             "half": "a random half of all sequences, drawn with the run's seed, is IMU only"}
 
@@ -244,4 +247,4 @@ def evaluation_lines(evaluation: dict) -> list[str]:
         if spread := scores.get("orders"):
             lines.append(f"{TITLES[name]}, {spread['n']} orders of arrival: "
                          f"{spread['mean']:.3f} ({spread['low']:.3f} – {spread['high']:.3f})")
-    return lines
+    return lines + ([evaluation["note"]] if evaluation.get("note") else [])

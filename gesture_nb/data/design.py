@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['COHORT', 'UPSIDE_DOWN', 'NO_THM_TOF', 'NO_FIFTH', 'NO_GESTURE', 'P_DEAD_THM', 'P_NO_ROT', 'CONDITIONS',
-           'ORIENTATION_INDEX', 'GESTURE_INDEX', 'OPENING_INDEX', 'People', 'people', 'Schedule', 'make_schedule',
-           'Timings', 'timings']
+           'ORIENTATION_INDEX', 'GESTURE_INDEX', 'OPENING_INDEX', 'People', 'people', 'Schedule', 'free_memory',
+           'count_of', 'gigabytes', 'check_memory', 'make_schedule', 'Timings', 'timings']
 
 # %% ../../nbs/16_data.design.ipynb #d8dc79f8
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -132,7 +134,33 @@ class Schedule(NamedTuple):
         "The recordings `index` (a slice, positions or a mask)."
         return Schedule(*(column[index] for column in self))
 
+# %% ../../nbs/16_data.design.ipynb #1d94a293
+def free_memory() -> int:
+    "Bytes of memory that can be had, as far as the system tells."
+    try: lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError: return sys.maxsize
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else sys.maxsize
+
+def count_of(number: int) -> str:
+    "A number for people."
+    return f"{number:,}" if number < 10**24 else f"10^{len(str(number % 10**4000)) - 1}"
+
+def gigabytes(size: int) -> str: return f"{count_of(max(size // 10**9, 1))} GB"
+
+def check_memory(
+    sequences: int,
+    bytes_each: int,   # of memory
+) -> None:
+    "`UserError` if there are more simulated sequences than the memory holds."
+    needed, free = sequences * bytes_each, free_memory()
+    if needed <= free: return
+    raise UserError(f"{count_of(sequences)} simulated sequences need about {gigabytes(needed)} of memory, and "
+                    f"{free // 10**9:,} GB are free: simulate at most {free // bytes_each:,}.")
+
 # %% ../../nbs/16_data.design.ipynb #93120338
+_BYTES_A_RECORDING = 4000   # of the schedule, while it is made
+
 def make_schedule(
     sequences: int,      # number of recordings
     seed: int = 0,
@@ -140,6 +168,8 @@ def make_schedule(
 ) -> Schedule:
     "The schedule of `sequences` recordings. Raises `UserError` for fewer than one."
     if sequences < 1: raise UserError(f"{sequences} sequences were asked for: simulate at least one.")
+    if not 0 <= seed < 2**63: raise UserError(f"The seed {seed} is not from 0 to {2**63 - 1}: choose another one.")
+    check_memory(sequences, _BYTES_A_RECORDING)
     min_people = max(min(10, sequences // 18), 1 + test)
     person = 2 * np.arange(max(-(-sequences // 100) + 2, min_people)) + int(test)
     turn = _turns(person, seed)

@@ -9,6 +9,7 @@ __all__ = ['READER_VERSION', 'convert_to_parquet', 'read_competition', 'read_fra
 # %% ../../nbs/13_data.readers.ipynb #8e9a2bd9
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,29 +17,31 @@ import numpy as np
 
 from ..artifacts import atomic_path, fingerprint, read_sealed, sha256_file, write_sealed
 from ..errors import UserError, suggestion
+from ..isolation import isolated
 from ..schema import CMI_RATE_HZ, DEMOGRAPHICS, TEST_COLUMNS, TRAIN_COLUMNS
 from ..sensors import SENSORS, sensor_of
+from .assemble import Reading
 from .bundled import spar, spar_path
+from .csv_files import csv_batches
 from .dataframes import columns_of, demographics_of, from_frame, names_in
+from .formats import is_e4, refusal
+from .headers import check_header, check_twice, require_columns
+from .options import ReadOptions, read_options
+from .parquet_files import BrokenFile, open_parquet, parquet_batches, parquet_rows
 from .parsing import FileLocation, codes_of, floats, values_of
 from .sequences import SequenceTable, with_meta
 from .simulate import SIMULATOR_VERSION, simulate
 from .tidy import (
-    BrokenFile,
-    cell_columns,
-    check_header,
-    csv_batches,
-    csv_error,
+    Source,
     open_file,
-    open_parquet,
-    parquet_batches,
-    parquet_rows,
-    parse_numbers,
     read_batches,
+    read_source,
     read_tidy,
-    require_columns,
+    source_of_table,
     table_from_batches,
+    with_findings,
 )
+from .units import settle_units
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,7 +98,7 @@ def _write_parquet(path: Path, tables: Iterator["pa.Table"], coded: list[str], m
 
 # %% ../../nbs/13_data.readers.ipynb #046b90d0
 def convert_to_parquet(
-    path: Path,           # a CSV file
+    path: Path | FileLocation,  # a CSV file
     cache: str | Path,    # the folder of the Parquet file
     header: list[str],    # the columns of the CSV file
     channels: list[str],  # which of them are channels
@@ -103,6 +106,8 @@ def convert_to_parquet(
     rows: int = 1 << 16,  # rows a row group, which bounds the memory
 ) -> Path:
     "The Parquet file made from a CSV file: made now if it is not there, not whole, or made from other bytes."
+    location = path if isinstance(path, FileLocation) else FileLocation(path, lines=True)
+    path = location.path
     stamp = _file_stamp(path)
     converted = Path(cache) / f"{path.name.split('.')[0]}.{stamp}.parquet"
     if _is_converted(converted, stamp): return converted
@@ -110,10 +115,10 @@ def convert_to_parquet(
         reporter.say(f"{converted.name} is not whole: it is made again from {path.name}.")
     coded = [name for name in header if name not in channels or SENSORS[sensor_of(name)].whole]
     with atomic_path(converted) as tmp:
-        tables = _joined_batches(csv_batches(path, header, channels, reporter), rows)
+        tables = _joined_batches(csv_batches(location, header, channels, reporter), rows)
         if not _write_parquet(tmp, tables, coded, {"source": stamp, "version": str(READER_VERSION)}):
             hint = "Choose a file with recordings in it."
-            raise FileLocation(path, lines=True).error("there are no rows below the header", hint=hint)
+            raise location.error("there are no rows below the header", hint=hint)
     return converted
 
 # %% ../../nbs/13_data.readers.ipynb #903c6b3c
@@ -123,9 +128,12 @@ def _find_file(folder: Path, stem: str, needed: bool = True) -> Path | None:
     found = [path for path in paths if path.is_file()]
     if found: return found[0]
     if not needed: return None
-    others = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing in it"
+    names = sorted(path.name for path in folder.iterdir())
+    if is_e4(names): raise refusal(folder, "e4")
+    others = ", ".join(names[:8]) or "nothing in it"
     raise UserError(f"The folder {folder} holds no {stem}.csv; there is {others}. "
-                    "Name the competition's folder, or a tidy Parquet or CSV file, with --data.")
+                    "Name the competition's folder, or a tidy Parquet or CSV file, with --data; gesture-nb convert "
+                    "makes a tidy file of a folder with one file a recording.")
 
 # %% ../../nbs/13_data.readers.ipynb #d3de10ac
 def _check_people(location: FileLocation, table: "pa.Table", subject: np.ndarray) -> None:
@@ -150,13 +158,9 @@ def _check_people(location: FileLocation, table: "pa.Table", subject: np.ndarray
 def _read_people(path: Path, subject: np.ndarray) -> dict[str, np.ndarray]:
     "Column → `[n]`: the demographics of each `subject` `[n]`, from a file."
     import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-    from pyarrow import parquet as pq
     location, header = open_file(path)
     require_columns(location, header, ["subject"])
-    words = arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()))
-    try: table = arrow_csv.read_csv(path, convert_options=words) if location.lines else pq.read_table(path)
-    except (pa.ArrowException, OSError) as e: raise csv_error(path, header, e) from None
+    table = pa.Table.from_batches(read_batches(location, header, [], reporter=None))
     _check_people(location, table, subject)
     return demographics_of(table, subject)
 
@@ -173,21 +177,20 @@ def _is_writable(folder: str | Path | None, reporter) -> bool:
     return writable
 
 # %% ../../nbs/13_data.readers.ipynb #623ae7e5
-def _read_rows(location: FileLocation, header, channels, cache, reporter) -> SequenceTable:
+def _read_rows(location: FileLocation, header, channels, cache, reading: Reading, reporter) -> SequenceTable:
     "The table of one of the competition's files, by way of the cache if there is one."
     if not location.lines or not _is_writable(cache, reporter):
-        batches = read_batches(location, header, channels, reporter)
-        return table_from_batches(location, batches, channels, CMI_RATE_HZ)
-    converted = convert_to_parquet(location.path, cache, header, channels, reporter)
+        return table_from_batches(location, read_batches(location, header, channels, reporter), channels, reading)
+    converted = convert_to_parquet(location, cache, header, channels, reporter)
     try:
         batches, rows = parquet_batches(converted, reporter), parquet_rows(converted)
-        return table_from_batches(location, batches, channels, CMI_RATE_HZ, rows)
+        return table_from_batches(location, batches, channels, reading, rows)
     except BrokenFile:
         if reporter is not None:
             reporter.say(f"{converted.name} is damaged: it is made again from {location.path.name}.")
         converted.unlink()
-    converted = convert_to_parquet(location.path, cache, header, channels, reporter)
-    return table_from_batches(location, parquet_batches(converted, reporter), channels, CMI_RATE_HZ)
+    converted = convert_to_parquet(location, cache, header, channels, reporter)
+    return table_from_batches(location, parquet_batches(converted, reporter), channels, reading)
 
 # %% ../../nbs/13_data.readers.ipynb #58c9eda3
 def read_competition(
@@ -195,6 +198,7 @@ def read_competition(
     split: str = "train",
     cache: str | Path | None = None,  # a folder for the Parquet file made from the CSV; None: parse the CSV each time
     reporter=None,
+    options: ReadOptions | None = None,  # what is stated about units
 ) -> SequenceTable:
     """The sequences of one split, with orientation, opening, start of the gesture, and demographics.
 
@@ -203,31 +207,33 @@ def read_competition(
     folder = Path(folder)
     if not folder.is_dir(): raise UserError(f"There is no folder {folder}.")
     location, header = open_file(_find_file(folder, split))
-    channels = check_header(location, header)
+    channels = check_header(location, header, to_predict=split != "train")
     wanted = TRAIN_COLUMNS if split == "train" else TEST_COLUMNS
     require_columns(location, header, [name for name in wanted if name != "row_id"])
-    table = _read_rows(location, header, channels, cache, reporter)
+    reading = Reading(replace(options or ReadOptions(), rate_hz=None), rate_hz=CMI_RATE_HZ, rate_from="competition")
+    source = Source(location, header, channels, reading)
+    table = with_findings(_read_rows(location, header, channels, cache, reading, reporter), source, "folder")
     people = _find_file(folder, f"{split}_demographics", needed=False)
-    if people is not None: return with_meta(table, **_read_people(people, table.meta["subject"]))
-    if reporter is not None:
+    if people is not None: table = with_meta(table, **_read_people(people, table.meta["subject"]))
+    elif reporter is not None:
         reporter.say(f"{folder.name} holds no {split}_demographics.csv: nothing is known about the wearers.")
-    return table
+    return settle_units(table, options or ReadOptions(), reporter)
 
 # %% ../../nbs/13_data.readers.ipynb #dda62e3f
 def read_frame(
     frame,                          # pandas, Polars or PyArrow table, or a dict of columns, tidy as a file
-    rate_hz: float = float("nan"),  # samples a second, where the frame does not say
+    options: ReadOptions | None = None,  # what is stated about it
+    to_predict: bool = False,       # people and labels may be missing
+    reporter=None,                  # hears what was assumed
 ) -> SequenceTable:
     "The sequences of a tidy frame. Raises `UserError` for whatever is wrong with it."
     import pyarrow as pa
     location = FileLocation("the frame", lines=False)
-    header = names_in(frame)
-    check_header(location, header)
-    data = pa.table(columns_of(frame, header))
-    columns = [name for name in cell_columns(location, data.schema) if name != "row_id"]
-    channels = check_header(location, columns)
-    batches = data.select(columns).to_batches()
-    return parse_numbers(table_from_batches(location, batches, channels, rate_hz, len(data)))
+    names = names_in(frame)
+    check_twice(location, names)
+    data = pa.table(columns_of(frame, names))
+    source = source_of_table(location, data, options or ReadOptions(), to_predict)
+    return read_source(source, "frame", reporter)
 
 # %% ../../nbs/13_data.readers.ipynb #9c0ebf5f
 def _sim_arguments(data: str) -> dict[str, int]:
@@ -263,38 +269,42 @@ def _check_fold_column(table: SequenceTable, column: str, data) -> None:
                     f"sequence; it has {', '.join(table.meta)}.{suggestion(column, table.meta)}")
 
 # %% ../../nbs/13_data.readers.ipynb #2bf591f6
+@isolated
 def read_recordings(
     data,                           # 'spar', 'sim…', a competition folder, a tidy file, a frame or a SequenceTable
+    options: ReadOptions | None = None,  # what is stated about files and frames
     *,
-    rate_hz: float | None = None,   # samples a second, where a file or frame does not say
-    fold_column: str | None = None, # metadata that must be there, with the folds
     reporter=None,                  # shows progress
     cache: str | Path | None = None,  # a folder for the Parquet file made from the competition's CSV
+    to_predict: bool = False,       # people and labels may be missing
+    **stated,                       # fields of `ReadOptions`: `rate_hz=50`, `fold_column='fold'`, …
 ) -> SequenceTable:
     "The training sequences of any source. Raises `UserError` for whatever is wrong with it."
-    kind, rate = _kind(data), float("nan") if rate_hz is None else rate_hz
+    kind, options = _kind(data), replace(options or ReadOptions(), **stated)
+    path = Path(str(data)).expanduser()
     if isinstance(data, SequenceTable): table = data
-    elif kind == "frame": table = read_frame(data, rate)
+    elif kind == "frame": table = read_frame(data, options, to_predict, reporter)
     elif kind == "sim":
         table = simulate(**_sim_arguments(str(data)), reporter=reporter)
-    elif kind in ("spar", "spar file"):
-        table = spar(path=None if kind == "spar" else Path(str(data)).expanduser())
-    elif kind == "folder": table = read_competition(Path(str(data)).expanduser(), "train", cache, reporter)
-    else: table = read_tidy(Path(str(data)).expanduser(), reporter, rate)
-    if fold_column is not None: _check_fold_column(table, fold_column, data)
+    elif kind in ("spar", "spar file"): table = spar(path=None if kind == "spar" else path)
+    elif kind == "folder": table = read_competition(path, "train", cache, reporter, options)
+    else: table = read_tidy(path, reporter, options, to_predict)
+    if "units" not in table.findings: table = settle_units(table, options, reporter)
+    if options.fold_column is not None: _check_fold_column(table, options.fold_column, data)
     return table
 
 # %% ../../nbs/13_data.readers.ipynb #dab00ca2
+@isolated
 def read_table(
     data,           # as for `read_recordings`
-    settings=None,  # for the fold column and the feature store; None: neither
+    settings=None,  # for what is stated about the data, and the feature store; None: neither
     reporter=None,  # shows progress
     cache: str | Path | None = None,  # a folder for the Parquet file made from a CSV; None: the feature store
 ) -> SequenceTable:
     "The training sequences of any source, as a run with these settings reads them."
     if settings is None: return read_recordings(data, reporter=reporter, cache=cache)
     if cache is None: cache = settings.feature_store or settings.output_path / "features"
-    return read_recordings(data, fold_column=settings.fold_column, reporter=reporter, cache=cache)
+    return read_recordings(data, read_options(settings), reporter=reporter, cache=cache)
 
 # %% ../../nbs/13_data.readers.ipynb #98fe6580
 def _sha256(path: Path, cache: str | Path | None) -> str:
@@ -320,11 +330,13 @@ def _table_fingerprint(table: SequenceTable) -> str:
 def source_fingerprint(
     data,                             # as for `read_recordings`
     cache: str | Path | None = None,  # where checksums of big files are remembered
+    options: ReadOptions | None = None,  # what is stated about the data
 ) -> str:
-    "16 hexadecimal digits that depend on the bytes of the data and on how this version reads them."
+    "16 hexadecimal digits that depend on the bytes of the data, what is stated, and how this version reads them."
     if isinstance(data, SequenceTable): return _table_fingerprint(data)
     kind = _kind(data)
-    if kind == "frame": return _table_fingerprint(read_frame(data))
+    options = options or ReadOptions()
+    if kind == "frame": return _table_fingerprint(read_frame(data, options))
     path = Path(str(data)).expanduser()
     if kind == "sim":
         return fingerprint("sim", READER_VERSION, _sim_arguments(str(data)), SIMULATOR_VERSION)
@@ -333,4 +345,5 @@ def source_fingerprint(
     files = [path]
     if kind == "folder": files = [_find_file(path, "train"), _find_file(path, "train_demographics", needed=False)]
     digests = [[file.suffix, _sha256(file, cache)] for file in files if file is not None]
-    return fingerprint(kind, READER_VERSION, digests)
+    stated = {name: value for name, value in options.stated.items() if name not in ("fold_column", "group_column")}
+    return fingerprint(kind, READER_VERSION, digests, *([stated] if stated else []))

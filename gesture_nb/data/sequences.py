@@ -8,7 +8,7 @@ __all__ = ['offsets_of', 'sequence_of_row', 'rows_of', 'column_positions', 'Sequ
 
 # %% ../../nbs/01_data.sequences.ipynb #9c0b2f92
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from html import escape
 
@@ -48,6 +48,7 @@ class SequenceTable:
     names: tuple[str, ...]       # the channels, as in `sensors.channels()`
     offsets: np.ndarray          # int64 [n+1]
     meta: dict[str, np.ndarray]  # name → array [n]; readers fill sequence_id, subject and sample_rate_hz
+    findings: dict = field(default_factory=dict, repr=False, compare=False)   # what readers understood and repaired
 
     def __len__(self) -> int: return len(self.offsets) - 1
     def __repr__(self) -> str:
@@ -150,13 +151,13 @@ def take(table: SequenceTable, index) -> SequenceTable:
     index = np.asarray(index)
     index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
     return SequenceTable(table.values[:, rows_of(table.offsets, index)], table.names, offsets_of(table.lengths[index]),
-                         {key: values[index] for key, values in table.meta.items()})
+                         {key: values[index] for key, values in table.meta.items()}, table.findings)
 
 def slice_sequences(table: SequenceTable, start: int, stop: int) -> SequenceTable:
     "Sequences `start` to `stop` (excluded) without copying their rows."
     offsets = table.offsets[start:stop + 1]
     return SequenceTable(table.values[:, table.offsets[start]:table.offsets[stop]], table.names, offsets - offsets[0],
-                         {key: values[start:stop] for key, values in table.meta.items()})
+                         {key: values[start:stop] for key, values in table.meta.items()}, table.findings)
 
 # %% ../../nbs/01_data.sequences.ipynb #11a2631e
 def blocks(offsets: np.ndarray, max_rows: int) -> Iterator[tuple[int, int]]:

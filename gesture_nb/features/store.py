@@ -20,24 +20,30 @@ import numpy as np
 from ..artifacts import (
     DamagedError,
     atomic_path,
+    check_lock,
     fingerprint,
+    make_folder,
     read_json,
     read_sealed,
-    sha256_file,
     write_sealed,
 )
 from ..config import Settings, UserError
 from ..data.sequences import SequenceTable, blocks, slice_sequences
+from ..files import OutOfMemoryError, kind_of, raise_if_memory
 from ..progress import Quiet, Reporter
 from ..sensors import sensors
 from .compute import FRAMES_VERSION, added_sensors, frame_features, sample_rates
 from .frames import FrameFeatures, FrameSettings, groups_of
 from .record import (
     GRIDS,
+    HEADER_SHAPE,
     INDEX,
     RECORD,
     VALUES,
     Store,
+    check_parquet,
+    digest_of,
+    find_fault_of_header,
     load,
     read_record,
     record_writer,
@@ -68,10 +74,10 @@ def frames_identity(
 # %% ../../nbs/24_features.store.ipynb #a7f957e3
 def _damage_of_file(path: Path, size: int, time: int, sha256: str, verify: bool) -> str:
     "What is wrong with one file, in a few words; '' if nothing is. `size` in bytes, `time` in ns."
-    if not path.is_file(): return f"{path.name} is missing"
+    if (kind := kind_of(path)) != "file": return f"{path.name} is {f'a {kind}' if kind else 'missing'}"
     actual_size, actual_time = size_and_time(path)
     if actual_size != size: return f"{path.name} is truncated or grown ({actual_size:,} bytes instead of {size:,})"
-    if (verify or actual_time != time) and sha256_file(path) != sha256:
+    if (verify or actual_time != time) and digest_of(path) != sha256:
         return f"{path.name} is damaged (its checksum does not fit)"
     return ""
 
@@ -80,12 +86,12 @@ def find_damage(
     verify: bool = False,   # read all files to their end
 ) -> str:
     "Why the store cannot be used as it is, in a few words; '' if it can."
-    if not store.header.is_file(): return "the header is missing" if store.record.is_file() else "there are none yet"
-    try: header = read_json(store.header)
+    if not kind_of(store.header): return "the header is missing" if kind_of(store.record) else "there are none yet"
+    try: header = read_json(store.header, HEADER_SHAPE)
+    except OutOfMemoryError: raise
     except UserError: return "the header is damaged"
-    if not isinstance(header, dict): return "the header is damaged"
     body = {k: v for k, v in header.items() if k != "digest"}
-    if fingerprint(body) != header.get("digest"): return "the header is damaged"
+    if fingerprint(body) != header["digest"] or find_fault_of_header(header): return "the header is damaged"
     if header["fingerprint"] != store.fingerprint: return "the feature version has changed since"
     for kind, (size, time) in header["files"].items():
         damage = _damage_of_file(store.path(kind), size, time, header["sha256"][kind], verify)
@@ -98,7 +104,8 @@ def _exclusive(store: Store, reporter: Reporter):
     "Holds the store's lock; shows a task while another process has it. `UserError` if the folder cannot be used."
     import filelock
     try:
-        Path(store.folder).mkdir(parents=True, exist_ok=True)
+        make_folder(store.folder)
+        check_lock(store.path(".lock"))
         lock = filelock.FileLock(store.path(".lock"))
         try: lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -130,7 +137,9 @@ def _rebuild_arrays(store: Store, reason: str, total, reporter: Reporter, every:
     try:
         with reporter.task(title, total, every=every) as task:
             write_store(store, read_record(store.record, store.fingerprint), (VALUES, GRIDS, INDEX), task)
-    except (OSError, ValueError, KeyError) as e: return f"the record cannot be used ({str(e).splitlines()[0]})"
+    except (OSError, ValueError, KeyError, TypeError, MemoryError) as e:
+        raise_if_memory(e, store.record)
+        return f"the record cannot be used ({str(e).splitlines()[0]})"
     return ""
 
 # %% ../../nbs/24_features.store.ipynb #24a00003
@@ -143,7 +152,7 @@ class _Source(NamedTuple):
 
 def _build(store: Store, source: _Source, reason: str, reporter: Reporter, every: int) -> None:
     "Writes the missing or damaged files: from the record if that is undamaged, else from the data."
-    if store.record.is_file() and not reason.startswith(("the feature version", store.record.name)):
+    if kind_of(store.record) == "file" and not reason.startswith(("the feature version", store.record.name)):
         problem = _rebuild_arrays(store, reason, source.total, reporter, every)
         if not problem: return
         reason = f"{reason}, and {problem}"
@@ -192,18 +201,23 @@ def load_or_build(
 
 def _load_or_build(store: Store, source: _Source, reporter: Reporter, every: int, verify: bool) -> FrameFeatures:
     "The features of an undamaged store, which is built first if there is none."
-    if not find_damage(store, verify): return load(store)
+    if not find_damage(store, verify) and (loaded := _try_to_load(store)[0]) is not None: return loaded
     with _exclusive(store, reporter):
-        reason = find_damage(store, verify)
+        reason = find_damage(store, verify) or _try_to_load(store)[1]
         if reason: _build(store, source, reason, reporter, every)
         return load(store)
+
+def _try_to_load(store: Store) -> tuple[FrameFeatures | None, str]:
+    "(the features, or None; why they cannot be used, '' if they can)."
+    try: return load(store), ""
+    except DamagedError as e: return None, str(e).rstrip(".")
 
 # %% ../../nbs/24_features.store.ipynb #74babd27
 def _frames_key(frames: FrameFeatures) -> str:
     "A hash of what frame features hold: from their store's header if they are mapped, else from the numbers."
     name = getattr(frames.values, "filename", None)
     header = Path(str(name).removesuffix(VALUES) + ".json") if name else None
-    if header and header.is_file(): return read_json(header)["fingerprint"]
+    if header and kind_of(header): return read_json(header, {"fingerprint": str})["fingerprint"]
     masks = {mask: v.tolist() for mask, v in frames.masks.items()}
     return fingerprint(list(frames.names), frames.offsets, frames.rate_hz, frames.values, masks)
 
@@ -218,12 +232,17 @@ def _summaries_identity(frames: FrameFeatures, duration: bool) -> dict[str, obje
 # %% ../../nbs/24_features.store.ipynb #24a00004
 def _read_summaries(store: Store) -> Summaries:
     "The summaries of an undamaged file. `OSError`, `ValueError` or `KeyError` if they cannot be used."
+    import pyarrow as pa
     import pyarrow.parquet as pq
-    digest, seal = sha256_file(store.record), read_sealed(store.header)
+    seal = read_sealed(store.header, {"fingerprint": str, "sha256": str})
+    check_parquet(store.record)
+    digest = digest_of(store.record)
     if seal["fingerprint"] != store.fingerprint: raise ValueError("the feature version has changed since")
     if seal["sha256"] != digest: raise DamagedError("its checksum does not fit")
     # by its path: after reading from memory, PyArrow's threads can end the whole process at its exit
     t = pq.read_table(store.record)
+    if t.num_columns == 0 or any(c.type != pa.float32() or c.null_count for c in t.columns):
+        raise DamagedError("it holds no table of numbers")
     return Summaries(np.stack([c.to_numpy() for c in t.columns], axis=1), tuple(t.column_names))
 
 def _write_summaries(store: Store, summaries: Summaries) -> None:
@@ -235,14 +254,15 @@ def _write_summaries(store: Store, summaries: Summaries) -> None:
     arrays = [pa.array(c) for c in np.ascontiguousarray(summaries.values.T)]
     with atomic_path(store.record) as path, record_writer(path, schema) as w:
         w.write_table(pa.Table.from_arrays(arrays, schema=schema))
-    write_sealed(store.header, {"fingerprint": store.fingerprint, "sha256": sha256_file(store.record)})
+    write_sealed(store.header, {"fingerprint": store.fingerprint, "sha256": digest_of(store.record)})
 
 # %% ../../nbs/24_features.store.ipynb #24a00005
 def _try_summaries(store: Store) -> tuple[Summaries | None, str]:
     "(the stored summaries, or None; why there are none, '' if there are)."
+    if not kind_of(store.record): return None, "there are none yet"
     try: return _read_summaries(store), ""
-    except FileNotFoundError: return None, "there are none yet"
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, MemoryError) as e:
+        raise_if_memory(e, store.record)
         return None, f"{store.record.name} cannot be used ({str(e).splitlines()[0]})"
 
 # %% ../../nbs/24_features.store.ipynb #9557cfb8

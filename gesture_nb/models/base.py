@@ -247,6 +247,11 @@ class Member(ABC):
         "The member that `save` wrote. Raises `UserError` naming the file that is damaged."
 
     @classmethod
+    def check_process(cls) -> None:
+        "Raises `UserError` where this process cannot run the member. Called before a training reads its data."
+        return None
+
+    @classmethod
     def seconds(
         cls,
         hyperparameters: dict[str, object],

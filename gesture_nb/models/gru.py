@@ -30,7 +30,7 @@ from .base import (
     row_statistics,
 )
 from .kernels import one_torch_thread
-from .quiet_tensorflow import quiet_stderr
+from .quiet_tensorflow import check_keras, quiet_stderr
 from .recurrent_layers import (
     RECIPES,
     NetShape,
@@ -156,6 +156,9 @@ class KerasMember(Member):
         self.recipe = disable_components(recipe or RECIPES[self.settings.preset], self.settings.disable)
         self.shape = self.weights = None
 
+    @classmethod
+    def check_process(cls) -> None: check_keras()
+
     def hyperparameters(self, train: Batch) -> dict:
         "The schedule, the recipe, and the options of the fold."
         schedule = make_schedule(self.recipe, self.settings, len(train))
@@ -220,6 +223,7 @@ class KerasMember(Member):
     @classmethod
     def load(cls, folder: Path) -> "KerasMember":
         "The member that `save` wrote; `UserError` if a file is damaged. TensorFlow is loaded at the first prediction."
+        check_keras()
         path, arrays = Path(folder) / "member.json", read_arrays(Path(folder) / "weights.safetensors")
         metadata = read_json(path)
         try:

@@ -7,11 +7,11 @@ __all__ = ['bars_after_step', 'bars_after', 'Watch', 'shows_widgets', 'watch', '
            'probability_figure', 'figure_of', 'Picker', 'PickerWidgets', 'pick', 'read_events', 'replay']
 
 # %% ../../nbs/83_report.dashboard.ipynb #1e45ba75
-import html
 import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,9 @@ import numpy as np
 
 from ..config import read_settings
 from ..data.sequences import SequenceTable
-from ..show import BLUE, calm, canvas, png
+from ..show import BLUE, calm, canvas, own_style, png, short_labels
 from ..sinks import Bar, WidgetSink, wants_widgets
+from ..text import html_text, printable, short
 from .run_log import LogReader, Replay, read_events, replay, step_unit, title_of
 
 # %% ../../nbs/83_report.dashboard.ipynb #f6166f6a
@@ -96,7 +97,7 @@ class Watch:
         for event in events: self.bars = bars_after(self.bars, event)
         if self.bars and events: self.sink.draw(self.bars)
         texts = [event["text"] for event in events if "text" in event]
-        if texts: self.line.value = f"<pre>{html.escape(texts[-1])}</pre>" + self._damage()
+        if texts: self.line.value = f"<pre>{escape(printable(texts[-1], keep=chr(10)))}</pre>" + self._damage()
         return any(event["kind"] == "close" for event in events[-1:])
 
     def _damage(self) -> str:
@@ -110,7 +111,7 @@ class Watch:
             self.line.value += "Stopped watching." if self._stop.is_set() else "The run has ended."
         except Exception as e:
             self.error = e
-            self.line.value = f"<b>{html.escape(repr(e))}</b>"
+            self.line.value = f"<b>{html_text(repr(e))}</b>"
             raise
         finally: self.button.disabled = True
 
@@ -145,6 +146,7 @@ def as_prediction(
     return Prediction(first, tuple(probs), np.array(list(probs.values()), float))
 
 # %% ../../nbs/83_report.dashboard.ipynb #006e8681
+@own_style()
 def probability_figure(
     prediction: Prediction,
     truth: str | None = None,   # the true label, if it is known
@@ -153,11 +155,12 @@ def probability_figure(
     "A Matplotlib figure: the most probable labels as bars; the true one is marked."
     names, probs = prediction.names, prediction.probs
     order = np.argsort(-probs, kind="stable")[:length]
+    labels = short_labels(names[i] for i in order)
     figure, axes = canvas(6.5, .5 + .26 * len(order))
     ax = calm(axes[0, 0], "", "probability", grid=False)
     colours = [BLUE if truth in (None, names[i]) else "#9aa8bd" for i in order]
     ax.barh(range(len(order)), probs[order], color=colours)
-    ax.set_yticks(range(len(order)), [names[i] + (" ✓" if names[i] == truth else "") for i in order])
+    ax.set_yticks(range(len(order)), [name + (" ✓" if names[i] == truth else "") for i, name in zip(order, labels)])
     ax.invert_yaxis()
     ax.set_xlim(0, 1)
     return figure
@@ -187,7 +190,7 @@ class Picker:
     def name(self, i: int) -> str:
         "A title of sequence `i`: its id, subject and gesture, where known."
         meta = self.table.meta
-        return " · ".join(str(meta[k][i]) for k in ("sequence_id", "subject", "gesture") if k in meta)
+        return " · ".join(short(meta[k][i], 60) for k in ("sequence_id", "subject", "gesture") if k in meta)
 
     def choose(self, i: int) -> "Picker":
         "Sets `index`, `label`, `message` (a sentence) and `pictures` (PNG bytes: signals, probabilities)."
@@ -196,8 +199,9 @@ class Picker:
         truth = str(self.table.meta["gesture"][i]) if self.table.labelled else None
         self.index, self.label = i, prediction.label
         outcome = "."
-        if truth is not None: outcome = ", which is right." if truth == self.label else f", but it was {truth}."
-        self.message = f"{self.name(i)}: predicted {self.label} ({prediction.probs.max():.2f})" + outcome
+        if truth is not None:
+            outcome = ", which is right." if truth == self.label else f", but it was {short(truth, 60)}."
+        self.message = f"{self.name(i)}: predicted {short(self.label, 60)} ({prediction.probs.max():.2f})" + outcome
         picture = png(signals, dpi=80) if signals else None
         self.pictures = picture, png(probability_figure(prediction, truth), dpi=80)
         return self
@@ -228,9 +232,9 @@ class PickerWidgets:
         "Shows the sequence that the menu names."
         try: self.picker.choose(self.menu.value)
         except Exception as e:
-            self.text.value = f"<b>{html.escape(f'{type(e).__name__}: {e}')}</b>"
+            self.text.value = f"<b>{html_text(f'{type(e).__name__}: {e}')}</b>"
             raise
-        self.text.value = html.escape(self.picker.message)
+        self.text.value = html_text(self.picker.message)
         for image, picture in zip(self.images, self.picker.pictures): image.value = picture or b""
 
 # %% ../../nbs/83_report.dashboard.ipynb #03827f17
@@ -239,7 +243,7 @@ def _display(picker: Picker) -> None:
     ipython = sys.modules.get("IPython")
     if ipython is None or ipython.get_ipython() is None: return
     from IPython.display import Image, display
-    display({"text/plain": picker.message, "text/html": html.escape(picker.message)}, raw=True)
+    display({"text/plain": picker.message, "text/html": html_text(picker.message)}, raw=True)
     display(*(Image(picture) for picture in picker.pictures if picture))
 
 def pick(

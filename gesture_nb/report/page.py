@@ -7,10 +7,11 @@ __all__ = ['STYLE', 'Raw', 'tag', 'text_of', 'table', 'bar', 'picture', 'section
 
 # %% ../../nbs/82_report.page.ipynb #5649c936
 import base64
-import html
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from ..text import html_text
 
 # %% ../../nbs/82_report.page.ipynb #80e76426
 class Raw(str):
@@ -18,7 +19,7 @@ class Raw(str):
 
 def tag(name: str, content: str, **attributes: object) -> str:
     "An HTML element around content that is HTML already; write `class_` for the attribute `class`."
-    written = "".join(f' {key.strip("_")}="{html.escape(str(value))}"' for key, value in attributes.items())
+    written = "".join(f' {key.strip("_")}="{html_text(value)}"' for key, value in attributes.items())
     return f"<{name}{written}>{content}</{name}>"
 
 def text_of(value: object) -> str:
@@ -26,7 +27,7 @@ def text_of(value: object) -> str:
     if value is None or (isinstance(value, float) and not np.isfinite(value)): return "–"
     if isinstance(value, float): return f"{value:.3f}" if abs(value) <= 1 else f"{value:,.0f}"
     if isinstance(value, int) and not isinstance(value, bool): return f"{value:,}"
-    return html.escape(str(value))
+    return html_text(value)
 
 # %% ../../nbs/82_report.page.ipynb #f5e81026
 def _column_class(value: object) -> str:
@@ -52,10 +53,10 @@ def table(
 ) -> str:
     "An HTML table."
     kinds = ["", *map(_column_class, rows[0][1:])] if rows else [""] * len(head)
-    heads = "".join(tag("th", html.escape(name), scope="col", class_=kind) for name, kind in zip(head, kinds))
+    heads = "".join(tag("th", html_text(name), scope="col", class_=kind) for name, kind in zip(head, kinds))
     strong = set(strong)
     body = "".join(_row(values, i in strong) for i, values in enumerate(rows))
-    parts = tag("caption", html.escape(caption)) + tag("thead", tag("tr", heads)) + tag("tbody", body)
+    parts = tag("caption", html_text(caption)) + tag("thead", tag("tr", heads)) + tag("tbody", body)
     return tag("div", tag("table", parts), class_="scroll", tabindex=0)
 
 # %% ../../nbs/82_report.page.ipynb #ff9a62e3
@@ -66,16 +67,16 @@ def bar(share: float) -> Raw:
 
 def picture(png: bytes, description: str) -> str:
     "A picture inside the page, with its description below."
-    data, text = base64.b64encode(png).decode(), html.escape(description)
+    data, text = base64.b64encode(png).decode(), html_text(description)
     return tag("figure", f'<img alt="{text}" src="data:image/png;base64,{data}">' + tag("figcaption", text))
 
 def section(title: str, *parts: str) -> str:
     "A section with a heading."
-    return tag("section", tag("h2", html.escape(title)) + "".join(parts))
+    return tag("section", tag("h2", html_text(title)) + "".join(parts))
 
 def folded(summary: str, content: str) -> str:
     "Content that opens at a click on its summary."
-    return tag("details", tag("summary", html.escape(summary)) + content)
+    return tag("details", tag("summary", html_text(summary)) + content)
 
 # %% ../../nbs/82_report.page.ipynb #6d2e9bf0
 STYLE = """
@@ -96,7 +97,8 @@ p{margin:.4rem 0;max-width:46rem}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 caption{text-align:left;color:#4a5568;font-size:.85rem;padding:0 0 .4rem}
 th,td{padding:.34rem .7rem;border-bottom:1px solid #e6eaf0;text-align:left;
-  vertical-align:middle;overflow-wrap:break-word}
+  vertical-align:middle;overflow-wrap:break-word;unicode-bidi:isolate}
+th[scope=row],.text{max-width:26rem;overflow-wrap:anywhere}
 th[scope=row]{font-weight:500}
 thead th{font-size:.82rem;color:#4a5568;font-weight:600;border-bottom:2px solid #c5ccd8;white-space:nowrap}
 .num{text-align:right;white-space:nowrap}
@@ -117,5 +119,5 @@ code{font-size:.9em}
 def page(title: str, body: str) -> str:
     "A whole HTML document around `body`."
     head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style>")
+            f"<title>{html_text(title)}</title><style>{STYLE}</style>")
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{body}</main></body></html>\n'

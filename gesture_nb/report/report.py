@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TITLES', 'SCENARIOS', 'Predictions', 'read_predictions', 'read_optional', 'read_findings', 'series_of',
            'MemberHistory', 'read_histories', 'CurvePair', 'curve_pairs', 'learning_curves_figure', 'metric_names',
-           'head_section', 'members_section', 'gestures_section', 'people_section', 'mistakes_table',
-           'sensors_section', 'ablation_section', 'gateway_section', 'config_section', 'write_report']
+           'head_section', 'members_section', 'gestures_section', 'people_section', 'class_numbers', 'mistakes_table',
+           'sensors_section', 'ablation_section', 'gateway_section', 'recordings_section', 'config_section',
+           'write_report']
 
 # %% ../../nbs/82_report.report.ipynb #157c9340
-import html
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,13 @@ import numpy as np
 
 from ..artifacts import atomic_path, read_json, write_text
 from ..config import Settings, as_json, setting_fields
+from ..data.understanding import understood_rows
 from ..evaluation.metric import accuracy_of, bootstrap_interval, confusion_counts, macro_f1_of, subject_counts
-from ..show import canvas, confusion, draw_curves, png, unique_legend
-from ..training.results import read_oof
+from ..files import DamagedError, check_no_links, kind_of
+from ..isolation import isolated
+from ..show import MAX_NAMED, canvas, confusion, draw_curves, own_style, png, unique_legend
+from ..text import html_text
+from ..training.results import fold_of, read_config, read_metrics, read_oof
 from .page import bar, folded, page, picture, section, table, tag
 
 # %% ../../nbs/82_report.report.ipynb #6d90fbe0
@@ -27,25 +31,64 @@ class Predictions(NamedTuple):
     "The sequences that have an out-of-fold prediction, arrays `[n]`."
     gesture: np.ndarray   # str: the true label
     pred: np.ndarray      # str: the predicted one
-    subject: np.ndarray   # str
+    subject: np.ndarray   # str: the person, or the group that takes the person's place in the folds
     missing: int          # how many more sequences have no prediction, because their units were left out for time
 
 def read_predictions(out: str | Path) -> Predictions:
     "The predictions of a finished run; errors as for `read_oof`."
     oof = read_oof(out)
     has_prediction = np.array([label is not None for label in oof["pred"]])
-    columns = (oof[name][has_prediction].astype(str) for name in ("gesture", "pred", "subject"))
+    group = "group" if "group" in oof else "subject"
+    columns = (oof[name][has_prediction].astype(str) for name in ("gesture", "pred", group))
     return Predictions(*columns, missing=int((~has_prediction).sum()))
+
+# %% ../../nbs/82_report.report.ipynb #f4dedc7b
+_VALUE = {"value": float, "low": float, "high": float}
+_RESULT = {"score?": _VALUE, "macro_f1": _VALUE, "accuracy": _VALUE, "per_class": {str: {"value": float}}}
+_EVALUATION = {"scenarios": {str: {"members": {str: _RESULT}, "ensemble": _RESULT}}, "classes": [str]}
+_EFFECT = {"on": float, "off": float, "effect": float, "low": float, "high": float, "metric": str}
+_SHAPES = {
+    "evaluation.json": {"of": str, "found": _EVALUATION},
+    "ablations.json": {"of": str, "found": {str: _EFFECT}},
+    "served.json": {"accuracy": float, "macro_f1": float, "score?": float, "sequences": int, "subjects": int,
+                    "fold": int},
+}
+_MAKERS = {"evaluation.json": "`gesture-nb evaluate`", "ablations.json": "`gesture-nb evaluate --ablate`",
+           "served.json": "`gesture-nb run`"}
+
+def _check_scenarios(found: dict, path: Path) -> None:
+    "Raises `DamagedError` unless all scenarios tell of the same members, metrics and classes."
+    scenarios = found["scenarios"]
+    about = [({*result["members"]}, *({*entry} for entry in (result["ensemble"], *result["members"].values())),
+              {*result["ensemble"]["per_class"]}) for result in scenarios.values()]
+    if "all" in scenarios and all(a == about[0] for a in about) and about[0][-1] == {*found["classes"]}: return
+    raise DamagedError(f"{path} is not as this program writes it: its scenarios do not tell of the same members. "
+                       "Remove it, and make it again with `gesture-nb evaluate`.")
+
+# %% ../../nbs/82_report.report.ipynb #50d075b1
+def _check_effects(found: dict, path: Path) -> None:
+    "Raises `DamagedError` unless all components were measured by one metric that is known."
+    if len({effect["metric"] for effect in found.values()} | {*TITLES}) == len(TITLES): return
+    raise DamagedError(f"{path} is not as this program writes it: it names an unknown metric. "
+                       "Remove it, and make it again with `gesture-nb evaluate --ablate`.")
 
 # %% ../../nbs/82_report.report.ipynb #e02af4d1
 def read_optional(path: str | Path) -> dict:
-    "A JSON file's content; `{}` if there is no such file."
-    return read_json(path) if Path(path).exists() else {}
+    "The content of a JSON file that holds an object, of the form that is known for its name; `{}` without such a file."
+    path = Path(path)
+    if not kind_of(path): return {}
+    maker = _MAKERS.get(path.name)
+    hint = f"Remove it, and make it again with {maker}." if maker else ""
+    return read_json(path, _SHAPES.get(path.name, dict), hint=hint)
 
 def read_findings(out: str | Path, name: str) -> dict:
     "The findings in `<name>.json` of the run folder; `{}` if there are none, or only of an earlier training."
-    stored, run = read_optional(Path(out) / f"{name}.json"), read_optional(Path(out) / "ensemble.json")
-    return stored["found"] if stored and stored.get("of") == run.get("digest") else {}
+    path = Path(out) / f"{name}.json"
+    stored, run = read_optional(path), read_optional(Path(out) / "ensemble.json")
+    if not stored or stored["of"] != run.get("digest"): return {}
+    if name == "evaluation": _check_scenarios(stored["found"], path)
+    if name == "ablations": _check_effects(stored["found"], path)
+    return stored["found"]
 
 # %% ../../nbs/82_report.report.ipynb #b3079338
 def _is_number(value: object) -> bool: return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -54,7 +97,7 @@ def _history_columns(history: dict) -> dict[str, list]:
     "The lists of a history, by name."
     for key in ("epochs", "rounds", "history"):
         rows = history.get(key)
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
             names = dict.fromkeys(name for row in rows for name in row)
             return {name: [row.get(name) for row in rows] for name in names}
     return {name: values for name, values in history.items() if isinstance(values, list)}
@@ -76,13 +119,14 @@ class MemberHistory(NamedTuple):
 def read_histories(out: str | Path) -> dict[str, MemberHistory]:
     "Member → its history in every fold; members without any series are left out."
     found = {}
-    paths = Path(out).glob("members/*/fold*/history.json")
-    for path in sorted(paths, key=lambda p: (p.parts[-3], int(p.parts[-2][4:]))):
-        history, member, fold = read_json(path), path.parts[-3], int(path.parts[-2][4:])
+    paths = [path for path in Path(out).glob("members/*/fold*/history.json") if fold_of(path.parent) is not None]
+    for path in sorted(paths, key=lambda p: (p.parts[-3], fold_of(p.parent))):
+        check_no_links(path, out)
+        history, member = read_json(path, dict), path.parts[-3]
         series = series_of(history)
         if not series: continue
         unit = "round" if "rounds" in history else "epoch"
-        found.setdefault(member, MemberHistory(unit, {})).folds[fold] = series
+        found.setdefault(member, MemberHistory(unit, {})).folds[fold_of(path.parent)] = series
     return found
 
 # %% ../../nbs/82_report.report.ipynb #64eb88a8
@@ -111,6 +155,7 @@ def curve_pairs(history: MemberHistory) -> list[CurvePair]:
     return pairs[:2]
 
 # %% ../../nbs/82_report.report.ipynb #1de3915c
+@own_style()
 def learning_curves_figure(histories: dict[str, MemberHistory]):
     "A Matplotlib figure of the learning curves of every member and fold; None if there is none to draw."
     columns = {member: pairs for member, history in histories.items() if (pairs := curve_pairs(history))}
@@ -144,18 +189,22 @@ def _card(name: str, value: float, predictions: Predictions, classes: list[str])
     return tag("div", tag("dt", TITLES[name]) + tag("dd", f"{value:.3f}" + range_text))
 
 # %% ../../nbs/82_report.report.ipynb #ddc0eef3
+def _held_out(metrics: dict) -> str:
+    "What is in one fold only: people, or the groups that take their place."
+    return "the groups that folds hold out" if metrics.get("note") else "people"
+
 def head_section(metrics: dict, predictions: Predictions) -> str:
     "Title, one sentence, and the scores with their intervals."
     classes = metrics["classes"]
     cards = [_card(k, metrics["ensemble"][k], predictions, classes) for k in metric_names(metrics)]
     text = (f"{len(predictions.pred):,} sequences of {metrics['subjects']} people, {len(classes)} gestures. "
-            "Every prediction was made by models that had never seen the person "
-            f"({metrics['folds']} folds by subject).")
+            + (metrics.get("note") or "Every prediction was made by models that had never seen the person "
+               f"({metrics['folds']} folds by subject)."))
     if predictions.missing:
         text += f" {predictions.missing:,} more sequences have no prediction: their units were left out for time."
-    return (tag("h1", "How well gestures are recognised") + tag("p", html.escape(text), class_="lead")
+    return (tag("h1", "How well gestures are recognised") + tag("p", html_text(text), class_="lead")
             + tag("dl", "".join(cards), class_="cards")
-            + tag("p", "Intervals: 1,000 bootstrap samples of people.", class_="lead"))
+            + tag("p", f"Intervals: 1,000 bootstrap samples of {_held_out(metrics)}.", class_="lead"))
 
 # %% ../../nbs/82_report.report.ipynb #a5cf8f73
 def members_section(metrics: dict) -> str:
@@ -186,7 +235,11 @@ def gestures_section(metrics: dict) -> str:
     for name, entry in ordered:
         f1 = float(entry["f1"]) if entry["n"] else None
         rows.append((name, entry["n"], f1, bar(entry["f1"])))
-    return section("Gestures", table("Hardest first", ("gesture", "sequences", "F1", ""), rows))
+    head = "gesture", "sequences", "F1", ""
+    parts = [table("Hardest first", head, rows[:MAX_NAMED])]
+    if len(rows) > MAX_NAMED:
+        parts.append(folded(f"{len(rows) - MAX_NAMED} more gestures", table("Continued", head, rows[MAX_NAMED:])))
+    return section("Gestures", *parts)
 
 # %% ../../nbs/82_report.report.ipynb #d96f090f
 def people_section(metrics: dict, predictions: Predictions) -> str:
@@ -197,11 +250,19 @@ def people_section(metrics: dict, predictions: Predictions) -> str:
     rows = []
     for share, person, count, f1 in sorted(zip(accuracy, names, n, macro_f1)):
         rows.append((person, count, share, f1, bar(share)))
-    head = ("person", "sequences", "accuracy", "macro F1", "")
+    head = ("group" if metrics.get("note") else "person", "sequences", "accuracy", "macro F1", "")
     caption = "Hardest first; macro F1 over the gestures that occur among the person's labels or predictions"
     parts = [table(caption, head, rows[:20])]
-    if len(rows) > 20: parts.append(folded(f"{len(rows) - 20} more people", table("Continued", head, rows[20:])))
-    return section("People", *parts)
+    title = "Groups that folds hold out" if metrics.get("note") else "People"
+    if len(rows) > 20: parts.append(folded(f"{len(rows) - 20} more", table("Continued", head, rows[20:])))
+    return section(title, *parts)
+
+# %% ../../nbs/82_report.report.ipynb #6cff6390
+def class_numbers(classes: list[str]) -> str:
+    "The names that belong to the numbers at a confusion matrix of many classes; '' where it has the names."
+    if len(classes) <= MAX_NAMED: return ""
+    rows = [(str(number), name) for number, name in enumerate(classes, 1)]
+    return folded("Numbers of the gestures", table("Numbers in the confusion matrix", ("number", "gesture"), rows))
 
 # %% ../../nbs/82_report.report.ipynb #84166608
 def mistakes_table(
@@ -240,7 +301,8 @@ def sensors_section(findings: dict) -> str:
     for name in findings["classes"]:
         f1 = [result["ensemble"]["per_class"][name]["value"] for result in scenarios.values()]
         by_class.append((name, *f1))
-    caption = f"{_title(metric)} of people never seen, with sensors removed"
+    of = "of what was held out" if findings.get("note") else "of people never seen"
+    caption = f"{_title(metric)} {of}, with sensors removed"
     head = ("scenario", "ensemble", "95 % over people", *complete["members"])
     return section("Missing sensors", table(caption, head, rows),
                    folded("By gesture", table("F1 of the ensemble", ("gesture", *scenarios), by_class)))
@@ -264,7 +326,7 @@ def gateway_section(served: dict) -> str:
     scores = ", ".join(f"{TITLES[k]} {served[k]:.3f}" for k in ("score", "macro_f1", "accuracy") if k in served)
     text = (f"{served['sequences']:,} sequences of {served['subjects']} people (fold {served['fold'] + 1}) "
             f"were predicted one at a time through the gateway, by members that never saw these people: {scores}.")
-    return section("Served", tag("p", html.escape(text)))
+    return section("Served", tag("p", html_text(text)))
 
 # %% ../../nbs/82_report.report.ipynb #d6b35378
 def _setting_help() -> dict[str, str]:
@@ -277,6 +339,12 @@ def _setting_text(value: object) -> str:
     "A setting's value for people."
     if value is None: return "not set"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+def recordings_section(config: dict) -> str:
+    "What the run understood of its recordings; '' if it did not keep that."
+    rows = understood_rows(config)
+    if not rows: return ""
+    return section("Recordings", table("What was understood of the recordings", ("of", "understood"), rows))
 
 def config_section(config: dict) -> str:
     "Settings and versions of a run."
@@ -317,25 +385,28 @@ def _write_pictures(out: Path, counts: np.ndarray, classes: list[str]) -> dict[s
     return shown
 
 # %% ../../nbs/82_report.report.ipynb #a010f101
+@isolated
 def write_report(
     out: str | Path,  # a run folder with metrics.json and oof.parquet
 ) -> Path:
     "Writes `report.html` and its PNG files into the run folder; returns the page's path. Errors as for `read_oof`."
     out = Path(out)
-    predictions, metrics = read_predictions(out), read_json(out / "metrics.json")
+    predictions, metrics = read_predictions(out), read_metrics(out)
     classes = metrics["classes"]
     counts = confusion_counts(predictions.gesture, predictions.pred, classes)
     pictures = _write_pictures(out, counts, classes)
+    config = read_config(out) if kind_of(out / "config.json") else {}
     sections = [
         head_section(metrics, predictions),
+        recordings_section(config),
         members_section(metrics),
-        section("Confusion matrix", pictures["confusion.png"], mistakes_table(counts, classes)),
+        section("Confusion matrix", pictures["confusion.png"], class_numbers(classes), mistakes_table(counts, classes)),
         gestures_section(metrics),
         people_section(metrics, predictions),
         sensors_section(read_findings(out, "evaluation")),
         ablation_section(read_findings(out, "ablations")),
         section("Learning curves", pictures["curves.png"]) if "curves.png" in pictures else "",
         gateway_section(read_optional(out / "served.json")),
-        config_section(read_optional(out / "config.json"))]
+        config_section(config)]
     write_text(out / "report.html", page("gesture_nb report", "".join(sections)))
     return out / "report.html"

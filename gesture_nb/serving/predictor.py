@@ -4,32 +4,35 @@
 
 # %% auto #0
 __all__ = ['read_blend', 'load_unit', 'check_members', 'check_channels', 'load_members', 'Failures', 'Predictions',
-           'mean_outputs', 'MemberRunner', 'Description', 'Predictor', 'read_decider', 'load']
+           'mean_outputs', 'MemberRunner', 'Description', 'Source', 'Predictor', 'read_decider', 'load']
 
 # %% ../../nbs/71_serving.predictor.ipynb #dba39bb6
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from .. import registry
-from ..artifacts import DamagedError, check_manifest, fingerprint, read_json
+from ..artifacts import DamagedError, check_manifest, fingerprint, read_json, read_manifest
 from ..config import UserError
 from ..data.dataframes import from_frame
 from ..data.sequences import SequenceTable
+from ..data.units import Units, convert_units, read_units, trained_units, unlike_training
 from ..evaluation.decode import argmax_rule
 from ..features.compute import FrameSettings, frame_features
+from ..files import kind_of, lacks_memory, only_named
+from ..isolation import isolated, isolated_run
 from ..models.base import Batch, Member, Outputs, average_outputs, sum_outputs
 from ..models.registry import member_class
 from ..progress import Quiet, Reporter
 from ..sensors import sensor_of
-from ..training.blend import blend, with_fixed
+from ..text import html_text
+from ..training.blend import blend, check_blend, with_fixed
 from ..training.decision import Decider, Decision, read_decision
 from ..training.identity import sensor_records
 from ..training.orientation import OrientationFixer, read_orientation_fixer
@@ -41,14 +44,14 @@ def read_blend(
 ) -> dict[str, object]:
     "The content of `ensemble.json`; a `UserError` if there is none, a `DamagedError` if its content was changed."
     path = Path(out) / "ensemble.json"
-    if not path.exists():
+    if not kind_of(path):
         raise UserError(f"{out} holds no finished run: there is no ensemble.json. "
                         f"Train one first, for example with `gesture-nb train --out {out}`.")
-    record = read_json(path)
+    record = read_json(path, dict)
     if record.pop("digest", None) != fingerprint(record):
         raise DamagedError(f"{path} is damaged: its digest does not fit its content. "
                            "`gesture-nb train` writes it again.")
-    return record
+    return check_blend(record, path)
 
 # %% ../../nbs/71_serving.predictor.ipynb #c489a131
 def load_unit(
@@ -59,9 +62,11 @@ def load_unit(
     "The member of one fold; None if it cannot be loaded."
     try:
         check_manifest(folder)
-        return member_class(name).load(folder)
+        with only_named(folder, read_manifest(folder)["files"]): return member_class(name).load(folder)
     except Exception as e:
-        reporter.say(f"{name} of {folder.name} cannot be loaded and is left out: {type(e).__name__}: {e}")
+        reason = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        if lacks_memory(e): reason = "there is not enough memory for it"
+        reporter.say(f"{name} of {folder.name} cannot be loaded and is left out: {reason}")
         return None
 
 # %% ../../nbs/71_serving.predictor.ipynb #4fbb1dd8
@@ -98,7 +103,7 @@ def load_members(
     wanted = [name for name, weight in weights.items() if weight]
     compiled = compiled_members(out, wanted, fold, reporter) if exported else {}
     loaded = {name: [member] for name, member in compiled.items()}
-    units = unit_folders(out, fold)
+    units = unit_folders(out, fold, reporter.say)
     to_load = [name for name in units if name in wanted and name not in compiled]
     check_members(out, to_load)
     for name in to_load:
@@ -114,12 +119,19 @@ class Failures(Counter):
         "Counts a failure; prints it if it is the 1st, 10th, 100th, … of its kind, else only logs it."
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
         kind = member, type(error), frame.f_code.co_filename, line
+        self._report(reporter, kind, message, f"{type(error).__name__}: {error}")
+
+    def report_text(self, reporter, message: str) -> None:
+        "The same for a failure that is no error of Python; its kind is the message."
+        self._report(reporter, ("", message), message, "")
+
+    def _report(self, reporter, kind: tuple, message: str, text: str) -> None:
         self[kind] += 1
-        times, text = self[kind], f"{type(error).__name__}: {error}"
+        times = self[kind]
         if times == 10 ** (len(str(times)) - 1):
             count = f" ({times:,} times by now)" if times > 1 else ""
-            reporter.say(f"{message}{count}: {text}", level="error", times=times)
-        else: reporter.event("failure", member=member, error=text, times=times)
+            reporter.say(f"{message}{count}{': ' + text if text else ''}", level="error", times=times)
+        else: reporter.event("failure", member=kind[0], error=text or message, times=times)
 
 # %% ../../nbs/71_serving.predictor.ipynb #3e959aa5
 class Predictions(NamedTuple):
@@ -164,7 +176,7 @@ class MemberRunner:
 # %% ../../nbs/71_serving.predictor.ipynb #3e959aa7
 def _html_row(cells: tuple[str, ...]) -> str:
     "One row of an HTML table."
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in cells) + "</tr>"
 
 def _shortened(names: tuple[str, ...], max_names: int = 8) -> list[str]:
     "The first names, and how many there are besides."
@@ -190,9 +202,23 @@ class Description:
 
     def _repr_html_(self) -> str:
         rows = "".join(map(_html_row, self._rows()))
-        labels, channels = (escape(", ".join(names)) for names in (self.classes, _shortened(self.channels)))
+        labels, channels = (", ".join(map(html_text, names)) for names in (self.classes, _shortened(self.channels)))
         return (f"<table><tr><th>member</th><th>weight</th><th>served</th></tr>{rows}</table>"
                 f"<p>{len(self.classes)} labels: {labels}</p><p>{len(self.channels)} channels: {channels}</p>")
+
+# %% ../../nbs/71_serving.predictor.ipynb #af924526
+class Source(NamedTuple):
+    "What a predictor was loaded from."
+    folder: Path
+    fold: int | None
+    fixed: dict[str, float] | None
+    exported: bool
+    on_error: str
+
+def _load_again(source: Source) -> "Predictor":
+    "The predictor that was pickled, without its memory of people; quiet."
+    folder, fold, fixed, exported, on_error = source
+    return load(folder, fold, None, fixed, exported, on_error)
 
 # %% ../../nbs/71_serving.predictor.ipynb #3e959aa6
 @dataclass(repr=False)
@@ -206,25 +232,63 @@ class Predictor(MemberRunner, Description):
     reporter: Reporter = field(default_factory=Quiet)
     decide: Decider | None = None   # default: the class of the largest probability
     fix_orientation: OrientationFixer | None = None   # turns back devices that are worn upside down
+    on_error: Literal["raise", "label"] = "raise"     # 'label': any sequence gets a label, as the gateway demands
+    source: Source | None = None    # the run that it was loaded from; it is pickled by that
+    units: Units | None = None      # those of the frames that it is asked about; None: the documented ones
+    trained: Mapping | None = None  # units of the training data; the first frames are compared with them
     failures: Failures = field(default_factory=Failures)
+    guesses: int = 0                # sequences that got a label though no reading or no member was of use
+    absent: set[str] = field(default_factory=set)   # channels that a sequence lacked, which was said
+    compared: int = 0               # frames whose unit was compared with that of the training
 
     def __post_init__(self):
         if self.decide is None: self.decide = Decider(Decision(argmax_rule(self.classes)), self.classes)
 
+    @isolated
     def __call__(self, sequence, demographics=None) -> str:
-        "The label of one sequence: a Polars, pandas or PyArrow frame, or a dict of arrays. Never raises an error."
+        """The label of one sequence: a Polars, pandas or PyArrow frame, or a dict of arrays.
+
+        `UserError` if the frame cannot be read or holds none of the channels, `RuntimeError` if every member failed;
+        with `on_error="label"` there is always a label."""
         try: return self.classes[self.decide_labels(self.table(sequence, demographics))[0]]
-        except Exception as e: return self.fallback_label(e)
+        except Exception as e:
+            if self.on_error == "raise": raise
+            return self.fallback_label(e)
 
     def fallback_label(self, error: Exception) -> str:
         "The first label, which is predicted where every member failed; reports the error."
+        self.guesses += 1
         message = f"A sequence was answered with '{self.classes[0]}', because no member could predict it"
         self.failures.report(self.reporter, "", message, error)
         return self.classes[0]
 
+    @isolated
     def table(self, sequence, demographics=None) -> SequenceTable:
-        "One sequence as a table."
-        return from_frame(sequence, demographics, self.channels, one=True, rate_hz=self.rate_hz or float("nan"))
+        "One sequence as a table; with `on_error=\"label\"`, cells that cannot be read count as missing readings."
+        rate_hz = self.rate_hz or float("nan")
+        say_absent = self._say_absent if self.on_error == "raise" else None
+        table = from_frame(sequence, demographics, self.channels, True, rate_hz, say_absent)
+        if self.on_error == "raise": self._check_unit(table)
+        if self.units is not None: table = convert_units(table, self.units)
+        if self.on_error == "raise": return table
+        if not (np.isfinite(table.values[:, :1]).any() or np.isfinite(table.values).any()):
+            self.guesses += 1
+            self.failures.report_text(self.reporter, "A sequence has no reading in any channel: its label is a guess")
+        return table
+
+    def _check_unit(self, table: SequenceTable, first: int = 20) -> None:
+        "`UserError` if one of the first frames is in another unit than the training data."
+        if self.trained is None or self.compared >= first: return
+        self.compared += 1
+        unlike = unlike_training(table, (self.units or Units()).acc_unit, self.trained)
+        if unlike: raise UserError(f"{unlike} (`predictor.trained = None` leaves this check out.)")
+
+    def _say_absent(self, names: tuple[str, ...]) -> None:
+        "Reports channels that a sequence lacks, each once."
+        if self.absent.issuperset(names): return
+        self.absent.update(names)
+        self.reporter.say(f"A sequence lacks {len(names)} of the {len(self.channels)} channels of the run "
+                          f"({', '.join(_shortened(names, 4))}): it is predicted without them.")
 
     def proba(self, sequence, demographics=None) -> np.ndarray:
         "float64 `[C]`: the probabilities of one sequence."
@@ -234,6 +298,7 @@ class Predictor(MemberRunner, Description):
         "float64 `[n, C]`: the probabilities of all sequences of a table."
         return self.predict_outputs(table).probs
 
+    @isolated
     def predict_outputs(self, table: SequenceTable) -> Predictions:
         "Blended probabilities and extra heads of all sequences; a `RuntimeError` if every member failed."
         batch = self.batch(self.fix_orientation(table) if self.fix_orientation else table)
@@ -245,6 +310,7 @@ class Predictor(MemberRunner, Description):
         probs = blend({name: result.probs for name, result in outputs.items()}, **self.blend | {"weights": weights})
         return Predictions(probs, heads)
 
+    @isolated
     def decide_labels(self, table: SequenceTable, outputs: Predictions | None = None) -> list[int]:
         "Positions in `classes`, decided one after the other in the table's order; `outputs`: if predicted already."
         probs, heads = outputs or self.predict_outputs(table)
@@ -252,6 +318,11 @@ class Predictor(MemberRunner, Description):
         for i, (subject, name) in enumerate(zip(table.meta["subject"].tolist(), table.meta["sequence_id"].tolist())):
             labels.append(self.decide(probs[i], {head: p[i] for head, p in heads.items()}, subject, name))
         return labels
+
+    def __reduce__(self):
+        if self.source is not None: return _load_again, (self.source,)
+        raise UserError("This predictor was not loaded from a run folder, so that it cannot be sent to another process "
+                        "or copied: let each process make its own, for example with gesture_nb.load(folder).")
 
     def batch(self, table: SequenceTable) -> Batch:
         "The table's sequences with their features, computed from the channels that the members were trained with."
@@ -268,7 +339,14 @@ def read_decider(
     decision = record["decision"]["final"] if fold is None else record["decision"]["per_fold"][fold]
     return Decider(read_decision(decision), tuple(record["classes"]))
 
+# %% ../../nbs/71_serving.predictor.ipynb #5b0fa755
+def _trained_with(out) -> Mapping | None:
+    "The units of the recordings that a run was trained on; None if it kept none."
+    try: return trained_units(read_json(Path(out) / "config.json", dict))
+    except UserError: return None
+
 # %% ../../nbs/71_serving.predictor.ipynb #810dd623
+@isolated_run
 def load(
     out,                                    # a run folder
     fold: int | None = None,                # only the members that never saw this fold's subjects, blended and decided
@@ -276,8 +354,12 @@ def load(
     reporter=None,                          # reports what cannot be loaded
     fixed: dict[str, float] | None = None,  # member → weight in place of the fitted one; 0 leaves a member out
     exported: bool = True,                  # whether exported members, which are faster, may predict
+    on_error: str = "raise",                # 'label': a sequence that cannot be read or predicted gets a label all the
+                                            # same, as the competition's gateway demands
 ) -> Predictor:
     "The predictor of a finished run; a `UserError` if there is none, or if no member can be loaded."
+    if on_error not in ("raise", "label"):
+        raise UserError(f"on_error is {on_error!r}, but must be 'raise' or 'label'.")
     reporter, record = reporter or Quiet(), read_blend(out)
     folds = len(record["per_fold"])
     if fold is not None and not 0 <= fold < folds:
@@ -290,4 +372,6 @@ def load(
         raise UserError(f"No member of {out} can be loaded; train them again with `gesture-nb train --out {out}`.")
     decide, fix_orientation = read_decider(record, fold), read_orientation_fixer(record, fold)
     classes, channels = tuple(record["classes"]), tuple(record["channels"])
-    return Predictor(classes, channels, recipe, members, record["rate_hz"], reporter, decide, fix_orientation)
+    source = Source(Path(out).absolute(), fold, fixed, exported, on_error)
+    return Predictor(classes, channels, recipe, members, record["rate_hz"], reporter, decide, fix_orientation,
+                     on_error, source, read_units(record.get("units")), _trained_with(out))

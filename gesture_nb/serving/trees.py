@@ -12,17 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.sequences import offsets_of
+from ..models import tree_text
 
 # %% ../../nbs/73_serving.trees.ipynb #a51c7005
-_FIELDS = {
-    "split_feature": np.int64,
-    "threshold": np.float64,
-    "decision_type": np.int64,
-    "left_child": np.int64,
-    "right_child": np.int64,
-    "leaf_value": np.float64,
-}
-
 def read_trees(
     text: str,  # what `Booster.model_to_string` returns
 ) -> dict[str, np.ndarray]:
@@ -30,17 +22,15 @@ def read_trees(
 
     Raises a `ValueError` for categorical splits, linear leaves, averaged trees (random forests) and objectives other
     than multiclass."""
-    head, *blocks = text.split("\nTree=")
-    trees = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in blocks]
+    head, linear = text.partition("\nTree=")[0], "\nis_linear=1\n" in text
     if "objective=multiclass " not in head or "average_output" in head:
         raise ValueError("the model is not a sum of trees of several classes")
-    if any(tree["num_cat"] != "0" or tree.get("is_linear", "0") != "0" for tree in trees):
+    trees = {} if linear else tree_text.split_model(text).trees
+    if linear or set(trees.get("num_cat", ())) - {"0"}:
         raise ValueError("some splits are categorical, or some leaves linear")
-    fields = {}
-    for name, dtype in _FIELDS.items():
-        numbers = " ".join(tree.get(name, "") for tree in trees).split()
-        fields[name] = np.array(numbers, dtype)
-    return fields | {"leaves": np.array([tree["num_leaves"] for tree in trees], np.int64)}
+    arrays = tree_text.read_trees(trees)
+    tree_text.check_structure(arrays)
+    return arrays.nodes | {"leaf_value": arrays.leaf_value, "leaves": arrays.leaves}
 
 # %% ../../nbs/73_serving.trees.ipynb #a51c7009
 def round_down(

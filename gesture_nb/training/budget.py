@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..artifacts import DamagedError, read_sealed, write_sealed
+from ..files import kind_of
 from .forecast import format_duration
 
 # %% ../../nbs/67_training.budget.ipynb #a0a3bdf5
@@ -56,6 +57,8 @@ class Plan:
         return sentence + (f"; no time for {', '.join(left_out)}." if left_out else ".")
 
 # %% ../../nbs/67_training.budget.ipynb #5ffa65be
+_PLAN_SHAPE = {"hours": float, "folds": int, "each": {str: float}, "units": [list]}
+
 def read_plan(
     path: str | Path,
     hours: float,
@@ -64,8 +67,8 @@ def read_plan(
     say: Callable[[str], None],
 ) -> Plan | None:
     "The plan of an earlier start if it was made for the same limit, folds and members, else None; `say` reports why."
-    if not Path(path).exists(): return None
-    try: plan = Plan(**read_sealed(path))
+    if not kind_of(path): return None
+    try: plan = Plan(**read_sealed(path, _PLAN_SHAPE))
     except (DamagedError, TypeError) as e:
         say(f"{e} A new plan is made.")
         return None

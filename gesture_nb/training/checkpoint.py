@@ -7,7 +7,7 @@ __all__ = ['FolderCheckpoint']
 
 # %% ../../nbs/60_training.checkpoint.ipynb #4d991039
 import math
-import shutil
+import re
 import time
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from ..artifacts import (
     check_manifest,
     read_arrays,
     read_json,
+    remove,
     write_arrays,
     write_json,
 )
+from ..files import kind_of, require
 
 # %% ../../nbs/60_training.checkpoint.ipynb #39a7617e
 _NON_FINITE = "float"
@@ -42,6 +44,14 @@ def _from_json(value):
     return {k: _from_json(v) for k, v in value.items()}
 
 # %% ../../nbs/60_training.checkpoint.ipynb #daaa3ba6
+def _number_of(state: Path) -> int: return int(state.name.removeprefix("state-"))
+
+def _read_state(path: Path) -> tuple[dict[str, np.ndarray], dict, float]:
+    "(arrays, metadata, seconds of training) of a state. Raises `DamagedError` if a file is not as it was written."
+    manifest = require(check_manifest(path), {"seconds?": float}, path / "manifest.json")
+    metadata = read_json(path / "facts.json", dict)
+    return read_arrays(path / "arrays.safetensors"), _from_json(metadata), max(0.0, manifest.get("seconds", 0.0))
+
 class FolderCheckpoint:
     "Keeps the two newest states in `folder`. After `load`, `warning` names the damaged state, or is None."
     def __init__(self, folder: str | Path):
@@ -57,13 +67,15 @@ class FolderCheckpoint:
         return self._seconds_before + time.monotonic() - self._resumed
 
     def states(self) -> list[Path]:
-        "Folders of the states, newest first."
-        return sorted((path for path in self.folder.glob("state-*") if path.is_dir()), reverse=True)
+        "Folders of the states, newest first; folders of other names, files and links are not states."
+        if kind_of(self.folder) != "folder": return []
+        found = [path for path in self.folder.glob("state-*") if re.fullmatch(r"state-\d{6,9}", path.name)]
+        return sorted((path for path in found if kind_of(path) == "folder"), key=_number_of, reverse=True)
 
     def save(self, arrays: dict[str, np.ndarray], metadata: dict) -> None:
         "Writes a new state and verifies it, then removes all older states but the newest intact one."
         old = self.states()
-        number = int(old[0].name.removeprefix("state-")) + 1 if old else 1
+        number = _number_of(old[0]) + 1 if old else 1
         new = self.folder / f"state-{number:06d}"
         reserve = next((path for path in old if path not in self._damaged), None)
         with atomic_folder(new, {"seconds": self.seconds}) as tmp:
@@ -71,26 +83,26 @@ class FolderCheckpoint:
             write_json(tmp / "facts.json", _to_json(metadata))
         check_manifest(new)
         for path in [*old, *self._unfinished()]:
-            if path != reserve: shutil.rmtree(path, ignore_errors=True)
+            if path != reserve: remove(path)
 
     def load(self) -> tuple[dict[str, np.ndarray], dict] | None:
         "(arrays, metadata) of the newest intact state, or None if there is none. Damaged states set `warning`."
         self.warning = None
         states = self.states()
         for path in states:
-            try: manifest = check_manifest(path)
+            try: arrays, metadata, seconds = _read_state(path)
             except DamagedError as e:
                 self._damaged.add(path)
                 self.warning = f"{e} The state before it is used."
                 if path == states[-1]: self.warning = f"{e} There is none before it: this part starts again."
                 continue
-            self._seconds_before, self._resumed = manifest.get("seconds", 0.0), time.monotonic()
-            return read_arrays(path / "arrays.safetensors"), _from_json(read_json(path / "facts.json"))
+            self._seconds_before, self._resumed = seconds, time.monotonic()
+            return arrays, metadata
         return None
 
     def clear(self) -> None:
         "Deletes all states, and the folder if nothing else is in it."
-        for path in [*self.states(), *self._unfinished()]: shutil.rmtree(path, ignore_errors=True)
+        for path in [*self.states(), *self._unfinished()]: remove(path)
         if self.folder.is_dir() and not any(self.folder.iterdir()): self.folder.rmdir()
 
     def _unfinished(self) -> list[Path]:

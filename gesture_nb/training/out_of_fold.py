@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import Settings, fixed_weights
+from ..config import Settings, UserError, fixed_weights
 from ..evaluation.metric import scores
 from .blend import nested_blend
 from .decision import Decision, decide_by_fold, nested_decisions
@@ -35,6 +35,9 @@ def collect_out_of_fold(n: int, outputs: Sequence[tuple[str, dict[str, np.ndarra
     "Puts the outputs of all units (`UnitOutputs`, or pairs like it) in the order of the data."
     probs, heads = {}, {}
     for member, arrays in outputs:
+        if np.max(arrays["index"], initial=-1) >= n or len(np.unique(arrays["index"])) < len(arrays["index"]):
+            raise UserError(f"The out-of-fold predictions of {member} are not about these {n} sequences: "
+                            "train it again with --restart.")
         for key, values in arrays.items():
             if key == "index": continue
             target, name = (probs, member) if key == "proba" else (heads, key.removeprefix("head."))
@@ -69,6 +72,11 @@ def blend_and_decide(
     "Blends and decides each fold by a recipe and a decision that were fitted on the other folds."
     y, fold, subjects, classes = dataset.y, dataset.fold, dataset.subjects, dataset.classes
     probs, heads = collect_out_of_fold(len(y), outputs)
+    for member, member_probs in probs.items():
+        width = member_probs.shape[1]
+        if width == len(classes): continue
+        raise UserError(f"The out-of-fold predictions of {member} are about {width} classes, but the data have "
+                        f"{len(classes)}: train it again with --restart.")
     blended, per_fold, final = nested_blend(probs, y, fold, fixed=fixed_weights(settings), calibrate=calibrate)
     decisions, decision = nested_decisions(
         settings.decision, probs, per_fold, final, y, fold, subjects, classes, heads, settings.seed)

@@ -14,6 +14,7 @@ import numpy as np
 from ..artifacts import MANIFEST, write_json
 from ..config import Settings, active_members
 from ..control import StopSignal
+from ..isolation import isolated_run
 from ..models.base import training_size
 from ..models.registry import member_class
 from .budget import Plan, TimeBudget, make_plan
@@ -71,6 +72,7 @@ class TrainedRun(NamedTuple):
     metrics: dict   # the content of `metrics.json`
 
 # %% ../../nbs/69_training.run.ipynb #8e93d79a
+@isolated_run
 def train(
     settings: Settings,
     reporter,
@@ -80,14 +82,17 @@ def train(
     "Trains all units that are not finished and writes the results. The caller holds the lock of the run folder."
     stop = StopSignal() if stop is None else stop
     out = settings.output_path
+    reporter.now("looking for an earlier run")
     recover(settings)
+    for name in active_members(settings): member_class(name).check_process()
     if dataset is None: dataset = load_dataset(settings, reporter)
     check_decision(settings.decision, dataset.classes)
     base = identity(dataset, settings)
     folder = training_folder(settings, base, reporter.say)
+    reporter.now("estimating how long the training will take")
     seconds_by_member = estimate_seconds(dataset, settings)
     plan = plan_of(dataset, settings, folder, seconds_by_member, reporter)
-    config = run_config(settings, base, plan)
+    config = run_config(settings, base, plan, dataset.reading)
     if not (out / MANIFEST).exists(): write_json(out / "config.json", config)
     line = forecast_line(settings, units_to_train(settings, dataset.folds, folder, plan), seconds_by_member)
     if line: reporter.say(line)

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Unit', 'units_of', 'finished', 'assert_no_leak', 'options_for_fold', 'check_outputs', 'TrainedUnit',
-           'train_unit', 'recover', 'promote_members', 'training_folder', 'identity_of_finished', 'load_finished',
-           'train_within_budget', 'units_to_train', 'train_units']
+           'train_unit', 'recover', 'refuse_links', 'promote_members', 'training_folder', 'identity_of_finished',
+           'load_finished', 'train_within_budget', 'units_to_train', 'train_units']
 
 # %% ../../nbs/68_training.units.ipynb #69b0e002
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,8 @@ from ..artifacts import (
     DamagedError,
     atomic_folder,
     check_manifest,
+    move,
+    remove,
     sweep,
     write_arrays,
     write_json,
@@ -29,6 +30,7 @@ from ..artifacts import (
 from ..config import Settings, UserError, active_members, disable_components
 from ..control import StopSignal, TimeUp
 from ..evaluation.folds import assert_disjoint, inner_split
+from ..files import check_no_links, kind_of, require
 from ..models.base import Batch, FoldOptions, Outputs
 from ..models.fold_options import select_options
 from ..models.registry import member_class
@@ -65,9 +67,14 @@ def units_of(
     return [Unit(m, k, members / m / f"fold{k}") for m in active_members(settings) for k in range(folds)]
 
 # %% ../../nbs/68_training.units.ipynb #b21bb4a6
+_UNIT_SHAPE = {"member?": str, "fold?": int, "identity": dict, "seconds": float,
+               "options?": {"view?": (str, None), "mirror?": str}}
+
 def finished(unit: Unit, contents: bool = True) -> dict | None:
     "The metadata of a finished unit, None if it is not finished; `DamagedError` if its files are not as written."
-    return check_manifest(unit.folder, contents) if (unit.folder / MANIFEST).exists() else None
+    path = unit.folder / MANIFEST
+    if not kind_of(path): return None
+    return require(check_manifest(unit.folder, contents), _UNIT_SHAPE, path)
 
 # %% ../../nbs/68_training.units.ipynb #666e4b6e
 def assert_no_leak(
@@ -122,6 +129,7 @@ def train_unit(
     stop: StopSignal,
 ) -> TrainedUnit:
     "Trains one member without one fold, predicts that fold, and writes weights, outputs and history to its folder."
+    reporter.now(f"setting up {unit}")
     index = np.flatnonzero(dataset.fold == unit.fold)
     train = make_batch(dataset, np.flatnonzero(dataset.fold != unit.fold), fold=unit.fold)
     held_out = make_batch(dataset, index, labelled=False, fold=unit.fold)
@@ -149,20 +157,28 @@ def train_unit(
 def recover(settings: Settings) -> None:
     "Repairs what a killed process left: a promotion of members that was half done, and temporary files."
     out = settings.output_path
+    refuse_links(out)
     members, previous = out / "members", out / "members.previous"
-    if previous.exists() and not members.exists(): os.replace(previous, members)
-    if previous.exists(): shutil.rmtree(previous)
+    if kind_of(previous) and not kind_of(members): move(previous, members)
+    if kind_of(previous): remove(previous)
     for folder in (out, store_folder(settings)): sweep(folder)
-    for pattern in ("members*", "members*/*", "members*/*/fold*", "members*/*/fold*/checkpoint"):
+    for pattern in _FOLDERS_OF_UNITS:
         for folder in out.glob(pattern): sweep(folder, alone=True)
+
+_FOLDERS_OF_UNITS = ("members*", "members*/*", "members*/*/fold*", "members*/*/fold*/checkpoint")
+
+def refuse_links(out: Path) -> None:
+    "Raises `DamagedError` if a folder of the run in which something would be written is a link."
+    for pattern in ("logs", "serving", "features", *_FOLDERS_OF_UNITS):
+        for path in out.glob(pattern): check_no_links(path, out)
 
 # %% ../../nbs/68_training.units.ipynb #801c839c
 def promote_members(out: Path) -> None:
     "Puts the newly trained members in the place of the old ones."
     members, following, previous = out / "members", out / "members.next", out / "members.previous"
-    os.replace(members, previous)
-    os.replace(following, members)
-    shutil.rmtree(previous)
+    move(members, previous)
+    move(following, members)
+    remove(previous)
 
 # %% ../../nbs/68_training.units.ipynb #c9f2d41e
 def training_folder(settings: Settings, base: dict, say: Callable[[str], None]) -> Path:
@@ -180,7 +196,8 @@ def identity_of_finished(dataset: Dataset, settings: Settings, unit: Unit, base:
     "The identity that a finished unit would have if it were trained now, with the options that its fold selected then."
     train = make_batch(dataset, np.flatnonzero(dataset.fold != unit.fold), fold=unit.fold)
     member = member_class(unit.member)(settings, settings.seed, unit.fold)
-    return unit_identity(base, member, replace(train, options=FoldOptions(**options)))
+    known = {name: options[name] for name in ("view", "mirror") if name in options}
+    return unit_identity(base, member, replace(train, options=FoldOptions(**known)))
 
 def load_finished(
     dataset: Dataset,
