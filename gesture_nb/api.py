@@ -16,7 +16,7 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 
 from .app import Outcome, score_lines, scores_html, train_only
-from .artifacts import MANIFEST, atomic_path, check_results
+from .artifacts import MANIFEST, atomic_path, check_results, move
 from .config import Settings, UserError, read_settings, setting_fields
 from .control import StopSignal
 from .data.convert import convert as convert_recordings
@@ -25,6 +25,7 @@ from .data.dataframes import columns_of, names_in
 from .data.readers import read_recordings as read_any_recordings
 from .data.sequences import SequenceTable
 from .data.understanding import inspect_recordings
+from .isolation import isolated, isolated_run
 from .progress import Reporter
 from .report.dashboard import read_events
 from .report.report import write_report
@@ -101,7 +102,7 @@ def report_path(folder: Path) -> Path:
 # %% ../nbs/87_api.ipynb #70e35747
 def _put_back(path: Path, before: Path, had: bool) -> None:
     "Undoes the writing of a frame, unless there are members that were trained on it."
-    if had: os.replace(before, path)
+    if had: move(before, path)
     elif not (path.parent / "members").exists(): path.unlink(missing_ok=True)
 
 @contextmanager
@@ -116,7 +117,7 @@ def _as_source(data, out: Path) -> Iterator[str]:
     table = tidy_arrow(data) if isinstance(data, SequenceTable) else pa.table(columns_of(data, names_in(data)))
     path = out / "data.parquet"
     before, had = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"), path.exists()
-    if had: os.replace(path, before)
+    if had: move(path, before)
     try:
         with atomic_path(path) as tmp: pq.write_table(table, tmp)
         yield str(path)
@@ -210,6 +211,7 @@ def read_recordings(data, **how):
     frame, or a dict of columns. `rate_hz=…` states samples a second where the data does not say."""
     return read_any_recordings(data, **how)
 
+@isolated
 def inspect(data, **how):
     """What is understood of recordings before anything is trained: people, gestures, rate, channels, units, repairs.
 
@@ -218,6 +220,7 @@ def inspect(data, **how):
     return inspect_recordings(data, **how)
 
 # %% ../nbs/87_api.ipynb #1bb0f703
+@isolated_run
 def convert(data, to: str | Path | None = None, **how):
     """Recordings of any layout as a `SequenceTable` in SI units: a folder (`pattern='{gesture}/{subject}_{take}.csv'`),
     raw files of apps and boards, a frame, long recordings (`cut_at_label=True`, `intervals='labels.csv'`,

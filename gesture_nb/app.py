@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['score_lines', 'served_lines', 'scores_html', 'Outcome', 'may_train', 'missing_members', 'members_of_blend',
-           'train_and_report', 'train_only', 'serve_fold', 'check_same_data', 'on_rerun', 'competition_folder',
-           'why_unfinished', 'serves_as_is', 'has_training_data', 'check_labels', 'export_if_new', 'served_predictor',
-           'serve_competition', 'serve', 'export_members', 'main', 'picker']
+           'train_and_report', 'train_only', 'serve_fold', 'check_same_data', 'folds_as_trained', 'on_rerun',
+           'competition_folder', 'why_unfinished', 'serves_as_is', 'has_training_data', 'check_labels',
+           'export_if_new', 'served_predictor', 'serve_competition', 'serve', 'export_members', 'main', 'picker']
 
 # %% ../nbs/85_app.ipynb #2ce57a17
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from .artifacts import MANIFEST, check_results, write_json
-from .config import Settings, UserError, fixed_weights, with_settings
+from .artifacts import MANIFEST, DamagedError, check_results, write_json
+from .config import Settings, UserError, fixed_weights, given_settings, with_settings
+from .data.options import ReadOptions
 from .data.readers import read_table
 from .data.sequences import slice_sequences, take
 from .evaluation.metric import scores
@@ -38,6 +39,7 @@ from .training.dataset import load_dataset
 from .training.identity import identity
 from .training.results import read_config, read_metrics, read_oof, unit_folders
 from .training.run import train
+from .unread import refuse_unread, unread_by
 
 # %% ../nbs/85_app.ipynb #05834449
 def _score_rows(metrics: dict) -> list[tuple[str, ...]]:
@@ -182,6 +184,13 @@ def check_same_data(settings: Settings, dataset):
     raise UserError(f"The run in {out} was made of other data or folds than {settings.data}: name what it was trained "
                     "on, or use `gesture-nb predict` for new recordings.")
 
+# %% ../nbs/85_app.ipynb #d6841ea3
+def folds_as_trained(settings: Settings) -> Settings:
+    "The settings, with the folds of the finished run, and with what was stated about its recordings."
+    stored = read_config(settings.output_path)["settings"]
+    names = "folds", *(field.name for field in fields(ReadOptions))
+    return with_settings(settings, **{name: stored[name] for name in names if name in stored})
+
 # %% ../nbs/85_app.ipynb #96da606d
 def on_rerun() -> bool:
     "True where Kaggle runs the notebook again to score it."
@@ -198,7 +207,7 @@ def why_unfinished(settings: Settings) -> str:
     out = settings.output_path
     if not (out / MANIFEST).exists(): return f"{out} holds no finished run"
     try: missing = missing_members(settings)
-    except UserError as e: return str(e).rstrip(".")
+    except DamagedError as e: return str(e).rstrip(".")
     return "" if missing is None else f"The run in {out} has no finished {', '.join(missing) or 'member'}"
 
 def serves_as_is(settings: Settings, reporter: Reporter) -> bool:
@@ -210,7 +219,7 @@ def serves_as_is(settings: Settings, reporter: Reporter) -> bool:
     if not has_training_data(settings):
         raise UserError(f"{reason}, and {settings.data} has no train.csv to train on: "
                         "name the folder of a finished run with --out.")
-    reporter.say(f"{reason}: training comes first.")
+    reporter.say(printable(f"{reason}: training comes first."))
     return False
 
 def has_training_data(settings: Settings) -> bool:
@@ -267,13 +276,15 @@ def serve(**overrides) -> None:
             raise UserError(f"{work.settings.data} is not a competition folder with a test.csv, so there is nobody to "
                             "serve: name one with --data, or use `gesture-nb predict` for a file.")
         path = serve_competition(work)
-        if path is not None: work.reporter.say(f"The submission is {path}")
+        if path is not None: work.reporter.say(f"The submission is {printable(path)}")
 
 def export_members(**overrides) -> list[str]:
     "What `gesture-nb export` does; returns the names of the members that were exported."
+    refuse_unread("export", given_settings({}, **overrides))
     with session(**overrides) as (settings, reporter, _):
+        for line in unread_by("export", os.environ): reporter.say(line)
         names = export_run(settings.output_path, reporter)
-        reporter.say(f"Exported to {settings.output_path / 'serving'}: {', '.join(names) or 'nothing'}")
+        reporter.say(f"Exported to {printable(settings.output_path / 'serving')}: {', '.join(names) or 'nothing'}")
         return names
 
 # %% ../nbs/85_app.ipynb #bcdfe38c
@@ -281,7 +292,8 @@ def _trains(settings: Settings, reporter: Reporter) -> bool:
     "Whether `main()` trains what is missing; not where there is nothing to train on and a finished run can be served."
     if not may_train(settings): return False
     if has_training_data(settings) or not serves_as_is(settings, reporter): return True
-    reporter.say(f"{settings.data} has no train.csv: the finished run in {settings.output_path} is served as it is.")
+    data, out = printable(settings.data), printable(settings.output_path)
+    reporter.say(f"{data} has no train.csv: the finished run in {out} is served as it is.")
     return False
 
 # %% ../nbs/85_app.ipynb #ec54f9b2
@@ -293,7 +305,7 @@ def _finish(work: Session) -> Outcome:
         dataset, metrics = train_and_report(work)
         export_if_new(settings, reporter)
     else:
-        dataset = None if folder else check_same_data(settings, load_dataset(settings, reporter))
+        dataset = None if folder else check_same_data(settings, load_dataset(folds_as_trained(settings), reporter))
         metrics = read_metrics(out)
     if folder is not None:
         path = serve_competition(Session(with_settings(settings, run_any_training=False), reporter, stop))

@@ -17,6 +17,7 @@ from . import parsers
 from .config import UserError, given_settings, setting_fields, suggestion
 from .files import lacks_memory
 from .sinks import guard_streams
+from .text import printable
 from .unread import refuse_unread
 
 # %% ../nbs/89_cli.ipynb #c3b5b725
@@ -29,8 +30,20 @@ _MESSAGES = (   # of argparse, and what is said in their place
     (r"argument ([^/:\s]+)\S*: (.*)", r"\1 \2"),
 )
 
+class _Once(argparse.Action):
+    "Stores the value of an option; refuses a second one, also under its other name."
+    def __call__(self, parser, namespace, values, option_string=None):
+        stored = vars(namespace).setdefault("stored", set())
+        if self.dest in stored: raise argparse.ArgumentError(self, "is given twice: leave one of them out")
+        stored.add(self.dest)
+        setattr(namespace, self.dest, values)
+
 class Arguments(argparse.ArgumentParser):
-    "A parser that raises `UserError` where argparse would print its usage and exit."
+    "A parser that raises `UserError` where argparse would print its usage and exit, and for an option given twice."
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for action in (None, "store"): self.register("action", action, _Once)
+
     def error(self, message: str):
         for pattern, said in _MESSAGES:
             if found := re.fullmatch(pattern, message, re.DOTALL):
@@ -253,7 +266,7 @@ def import_modules(argv: list[str]) -> list[str]:
 # %% ../nbs/89_cli.ipynb #cfc61015
 def _complain(text: str) -> int:
     "Prints a line on standard error, if that can be written to; returns the exit code."
-    try: print(f"gesture-nb: {text}", file=sys.stderr, flush=True)
+    try: print(f"gesture-nb: {printable(text)}", file=sys.stderr, flush=True)
     except (OSError, ValueError): pass
     return 2
 

@@ -6,8 +6,10 @@
 __all__ = ['KEPT', 'NOTHING_LEFT', 'TimeUp', 'StopSignal']
 
 # %% ../nbs/53_control.ipynb #25aaf5c3
+import _thread
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ class StopSignal:
         self.deadline = deadline
         self._requested = False
         self._polling = 0                # how many trainings poll this signal now
+        self._spared = 0                 # frames of `_sparing` that were on the stack when signals began to be handled
         self._lock = threading.Lock()    # guards `_polling`; `request` does without, as signal handlers must not wait
 
     @property
@@ -80,6 +83,7 @@ class StopSignal:
         """Inside, SIGTERM, SIGHUP and Ctrl-C request a stop. Where no training polls, and at the second signal, they
         raise `KeyboardInterrupt` at once. Python handles signals in the main thread only: in other threads this leaves
         them as they are."""
+        self._spared = _sparing(sys._getframe())
         with _handlers(self._handle, _stopping_signals()):
             try: yield self
             except KeyboardInterrupt as error:
@@ -88,7 +92,27 @@ class StopSignal:
                 raise
 
     def _handle(self, number, frame) -> None:
-        if not self.request(): raise Interrupted
+        if self.request(): return
+        if _sparing(frame) <= self._spared: raise Interrupted
+        _thread.start_new_thread(_send_again, (number,))   # takes none of the locks that the main thread may hold
+
+# %% ../nbs/53_control.ipynb #2fca6d29
+_LATER = 0.05   # seconds
+
+def _sparing(frame) -> int:
+    "How many of the calls that lead to a frame are imports or deletions, in which nothing should be raised."
+    count = 0
+    while frame is not None:
+        code = frame.f_code
+        count += code.co_name == "__del__" or code.co_filename.startswith("<frozen importlib")
+        frame = frame.f_back
+    return count
+
+def _send_again(number: int) -> None:
+    "Sends a signal to the main thread, a moment later."
+    time.sleep(_LATER)
+    if not hasattr(signal, "pthread_kill"): signal.raise_signal(number)
+    else: signal.pthread_kill(threading.main_thread().ident, number)
 
 # %% ../nbs/53_control.ipynb #1af1ec37
 def _stopping_signals() -> tuple[signal.Signals, ...]:

@@ -9,6 +9,7 @@ __all__ = ['flag', 'text', 'path', 'source', 'names', 'maybe_names', 'mapping', 
 # %% ../nbs/49_parsers.ipynb #a46d99a2
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,11 @@ text = Parser(_to_text, "a name or path that is not empty")
 
 # %% ../nbs/49_parsers.ipynb #f33ec91f
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000   # bytes
+_ADDRESS = r"[A-Za-z][A-Za-z0-9+.-]+://"       # of a file elsewhere, such as s3://…
 
 def _to_path(value) -> Path:
     found = _to_text(value)
+    if re.match(_ADDRESS, found): raise NotAccepted("is an address, and only files of this machine can be used")
     try: path = Path(found).expanduser()
     except RuntimeError: raise NotAccepted(f"there is no user whose home folder is '{Path(found).parts[0]}'") from None
     longest = max(len(part.encode()) for part in (*path.parts, ""))
@@ -161,13 +164,19 @@ maybe_names = Parser(lambda value: _to_names(value) if isinstance(value, str) an
 # %% ../nbs/49_parsers.ipynb #57783a56
 def _to_mapping(value) -> tuple[tuple[str, str], ...]:
     "`'acc_x=ax,acc_y=ay'`, a dictionary, or pairs."
-    if isinstance(value, str): pairs = [part.split("=", 1) for part in value.split(",") if part.strip()]
+    if isinstance(value, str):
+        parts = re.findall(r'(?:[^,"]|"[^"]*")+', value)   # a comma in double quotes belongs to a name
+        pairs = [part.replace('"', "").split("=", 1) for part in parts if part.strip()]
     else: pairs = list(value.items() if isinstance(value, Mapping) else _items(value))
     pairs = tuple((_to_text(name).strip(), _to_text(column).strip()) for name, column in pairs)
-    if any(len({pair[k] for pair in pairs}) < len(pairs) for k in (0, 1)): raise ValueError
+    for k, what in enumerate(("name", "column")):
+        words = [pair[k] for pair in pairs]
+        twice = next((word for word in words if words.count(word) > 1), None)
+        if twice is not None: raise NotAccepted(f"the {what} '{twice}' stands twice: each may stand once")
     return pairs
 
-mapping = Parser(_to_mapping, "pairs NAME=COLUMN separated by commas, each name and each column once")
+mapping = Parser(_to_mapping, "pairs NAME=COLUMN separated by commas, each name and each column once; "
+                 'a column with a comma in quotes: acc_x="Acceleration, x"')
 
 # %% ../nbs/49_parsers.ipynb #ab89be56
 def unit(options: tuple[str, ...]) -> Parser:

@@ -28,6 +28,7 @@ from .config import (
     with_settings,
 )
 from .control import NOTHING_LEFT, StopSignal
+from .files import absolute
 from .forked import broken_libraries, is_forked, use_one_thread
 from .isolation import own_state
 from .progress import Reporter
@@ -140,7 +141,7 @@ def _remove_if_unused(folder: Path, new: list[Path]) -> None:
 @contextmanager
 def removed_if_unused(folder: str | Path | None) -> Iterator[None]:
     "If the block is refused or interrupted before it kept anything in a new `folder`, the folder is removed."
-    folder = None if folder is None else Path(folder).absolute()
+    folder = None if folder is None else absolute(folder)
     new = [] if folder is None else [path for path in (folder, *folder.parents) if not path.exists()]
     try: yield
     except (UserError, KeyboardInterrupt):
@@ -188,7 +189,9 @@ def command(
     """The reporter of a command that trains nothing. SIGTERM, SIGHUP and Ctrl-C raise `KeyboardInterrupt`, after whose
     clean-up one line says that the command can be given again; a new folder that holds nothing is removed."""
     let_idle_threads_sleep()
-    reporter = Reporter(settings, folder)
+    is_fixed = folder is not None and Path(folder).is_dir() and not os.access(folder, os.W_OK)
+    reporter = Reporter(settings, None if is_fixed else folder)
     holding = locked(folder) if lock and folder is not None else nullcontext()
     with own_state(), removed_if_unused(folder), holding, reporter, StopSignal().on_signals(reporter.say, NOTHING_LEFT):
+        if is_fixed: reporter.say(f"Nothing can be written to {printable(folder)}: its log does not tell of this.")
         yield reporter

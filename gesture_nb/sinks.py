@@ -162,6 +162,8 @@ class JsonlSink(Sink):
     def _opened(self) -> int:
         "The descriptor of the file, which is a regular one."
         if self.below is not None: check_no_links(self.path.parent, self.below)
+        if (kind := kind_of(self.path.parent)) not in ("", "folder", "link"):
+            raise UserError(f"{self.path.parent} is a {kind}, but must be a folder")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if (kind := kind_of(self.path)) not in ("", "file"): raise UserError(f"it is a {kind}")
         descriptor = os.open(self.path, _LOG_FLAGS, 0o644)

@@ -53,7 +53,7 @@ def notebook_of(path):
 NOTEBOOKS = {t: (p, cells) for p in sorted((ROOT / "nbs").glob("*.ipynb")) for t, cells in [notebook_of(p)] if t}
 GROUND = ("errors", "registry", "config", "sensors", "schema", "control", "artifacts", "tasks", "sinks", "progress")
 GROUND += ("show", "parsers", "settings", "unread", "forked")
-GROUND += ("text", "isolation", "files")
+GROUND += ("text", "isolation", "files", "writing", "figures")
 FLOORS = (
     GROUND,
     ("data",),

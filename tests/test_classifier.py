@@ -1,8 +1,12 @@
 "The estimator in scikit-learn's hands."
+import warnings
+
 import numpy as np
 import pytest
 
+import gesture_nb as gn
 from gesture_nb.data.sequences import table_from_arrays
+from gesture_nb.errors import UserError
 from gesture_nb.schema import ACC, GYR
 from gesture_nb.serving.classifier import GestureClassifier
 
@@ -195,3 +199,51 @@ def test_metadata_reaches_fit_and_nothing_else(uneven, monkeypatch):
         assert [len(set(groups)) for groups in seen[4:]] == [3, 3]
     search = GridSearchCV(GestureClassifier(("lgbm", "rocket"), boosting_rounds=3), {"weights": [(1, 0), (0, 1)]}, cv=2)
     assert search.fit(lists, y).best_params_["weights"] in ((1, 0), (0, 1))
+
+
+def test_channels_that_a_table_lacks_are_said(shakes):
+    x, y, _ = shakes
+    model = GestureClassifier(boosting_rounds=3, rate_hz=50).fit(x, y)
+    with pytest.raises(ValueError, match="none of those that GestureClassifier was fitted on"):
+        model.predict(gn.from_arrays(x[:, :1], channels=["thm_1"], rate_hz=50))
+    one = {"sequence_id": ["a"] * x.shape[2], "sequence_counter": range(x.shape[2]), **dict(zip(model.channels_, x[0]))}
+    assert len(model.predict(one)) == 1   # no subject, no gesture
+    with pytest.raises(ValueError, match="sample_weight must have"):
+        model.score(x, y, sample_weight=np.zeros(len(y)))
+    with pytest.raises(ValueError, match="no label for sequence 0"):
+        GestureClassifier().fit(x, [None, *y[1:]])
+
+
+def test_readings_in_g_are_warned_of():
+    from gesture_nb.data.samples import swings
+    motions = swings(people=("anna", "bob"), takes=2)
+    x, y = np.stack([m.acc for m in motions]), [m.gesture for m in motions]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        GestureClassifier(boosting_rounds=2, rate_hz=50).fit(x, y)
+    with pytest.warns(UserWarning, match="acceleration looks like g"):
+        GestureClassifier(boosting_rounds=2, rate_hz=50).fit(x / 9.80665, y)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"gesture": [np.nan, "a"]}, "gesture is missing for sequence 0"),
+        ({"gesture": ["a", None]}, "gesture is missing for sequence 1"),
+        ({"subject": ["", "a"]}, "subject is missing for sequence 0"),
+        ({"rate_hz": "fast"}, "rate_hz is 'fast'"),
+        ({"gesture": [["a", "b"], ["a", "b"]]}, "gesture has the shape"),
+    ],
+)
+def test_arrays_with_holes_in_what_they_say_are_refused(given, said):
+    with pytest.raises(UserError, match=said):
+        gn.from_arrays(np.ones((2, 3, 20), np.float32), **given)
+
+
+def test_masked_and_infinite_readings_are_missing_and_complex_ones_refused():
+    x = np.ones((2, 3, 20))
+    x[0, 1, 4] = np.inf
+    for form in (x, np.ma.masked_greater(x, 1), list(x), x.astype(np.float64)):
+        assert np.argwhere(np.isnan(gn.from_arrays(form).values)).tolist() == [[1, 4]]
+    with pytest.raises(ValueError, match="something else than numbers"):
+        gn.from_arrays(x.astype(complex))

@@ -225,3 +225,43 @@ def test_a_process_that_is_terminated_saves_and_ends():
     out, err = p.communicate(timeout=60)
     assert out.splitlines()[0] == "saved" and "Interrupted" in out
     assert "Traceback" not in err and p.returncode == 130
+
+
+# ------------------------------------------------------------------ where Python would lose what a handler raises
+
+def test_a_signal_inside_an_import_is_met_after_it(tmp_path, monkeypatch):
+    """Half a library, as of pandas or PyTorch, fails whoever imports it next."""
+    (tmp_path / "interrupted_library.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.2)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "interrupted_library", raising=False)
+    printed = []
+    with pytest.raises(KeyboardInterrupt), StopSignal().on_signals(printed.append, NOTHING_LEFT):
+        import interrupted_library
+        time.sleep(20)
+        pytest.fail("the signal was lost")
+    assert interrupted_library.whole and printed == [NOTHING_LEFT]
+
+
+def test_a_signal_inside_a_deletion_is_met_after_it():
+    class Deleted:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt), StopSignal().on_signals(lambda line: None):
+        Deleted()
+        time.sleep(20)
+        pytest.fail("the signal was lost")
+
+
+def test_a_signal_to_a_script_that_is_itself_imported_is_met_at_once(tmp_path, monkeypatch):
+    (tmp_path / "imported_script.py").write_text(
+        "import os, signal\nfrom gesture_nb.control import StopSignal\nreached = False\n"
+        "def go():\n    global reached\n    with StopSignal().on_signals(lambda line: None):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n        sum(range(1000))\n        reached = True\n"
+        "try: go()\nexcept KeyboardInterrupt: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "imported_script", raising=False)
+    import imported_script
+    assert not imported_script.reached

@@ -424,3 +424,128 @@ def test_frames_of_all_kinds_are_one_recording_or_many(motions):
         assert np.array_equal(table.values, want.values)
     short = from_frame(frame.rename(columns={"acc_x": "ax", "acc_y": "ay", "acc_z": "az"}))
     assert np.array_equal(short.channels(ACC), want.channels(ACC)) and short.meta["subject"][0] == "unknown"
+
+
+PATTERN = "{gesture}/{subject}_{take}.csv"
+
+
+def plain(motion, **columns):
+    "A motion as a frame with our names."
+    channels = zip(ACC + GYR, np.concatenate([motion.acc, motion.gyr]))
+    return pd.DataFrame({"t": motion.t, **dict(channels), **columns})
+
+
+def folder_of(motions, folder, change=lambda frame, i: frame):
+    "A file a motion, each perhaps changed."
+    for i, m in enumerate(motions):
+        path = folder / m.gesture / f"{m.subject}_{m.take}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        change(plain(m), i).to_csv(path, index=False)
+    return folder
+
+
+def test_a_unit_that_one_file_states_is_not_that_of_the_others(motions, tmp_path):
+    def one_in_g(frame, i):
+        if i != 3:
+            return frame
+        return frame.assign(**{f"Acc {a} (g)": frame[f"acc_{a}"] / 9.80665 for a in "xyz"}).drop(columns=list(ACC))
+
+    with pytest.raises(UserError, match="Some of the files state the unit g, and others none"):
+        convert(folder_of(motions, tmp_path, one_in_g), pattern=PATTERN)
+
+
+def test_a_mistake_is_shown_in_its_file(motions, tmp_path):
+    def damaged(frame, i):
+        frame = frame.astype(object)
+        if i == 2:
+            frame.loc[7, "acc_y"] = "oops"
+        return frame
+
+    folder = folder_of(motions, tmp_path, damaged)
+    file = folder / motions[2].gesture / f"{motions[2].subject}_{motions[2].take}.csv"
+    with pytest.raises(UserError, match=rf"^{file}, line 9, column 'acc_y': 'oops' is not a number"):
+        convert(folder, pattern=PATTERN)
+    text = file.read_text().splitlines()
+    file.write_text("\n".join(["made by an app", "at home", *text[:3], "", *text[3:]]))
+    with pytest.raises(UserError, match=r", line 12, column 'acc_y'"):
+        convert(folder, pattern=PATTERN)
+
+
+def test_gaps_name_the_line_of_their_file(motions, tmp_path):
+    def back(frame, i):
+        return frame.assign(t=frame["t"] - 1.5 * ((frame.index >= 50) & (i == 2)))
+
+    ears = Ears()
+    convert(folder_of(motions, tmp_path, back), pattern=PATTERN, reporter=ears)
+    m = motions[2]
+    assert any(f"before line 52 of {tmp_path}/{m.gesture}/{m.subject}_{m.take}.csv" in line for line in ears.lines)
+
+
+def test_files_without_channels_and_cells_without_a_time_are_said(motions, tmp_path):
+    def odd(frame, i):
+        if i == 1:
+            return frame.rename(columns={name: f"column{k}" for k, name in enumerate(ACC + GYR)})
+        return frame.assign(t=frame["t"].where(~((frame.index % 30 == 5) & (i == 2))))
+
+    ears = Ears()
+    table = convert(folder_of(motions, tmp_path, odd), pattern=PATTERN, reporter=ears)
+    assert len(table) == len(motions) - 1 and set(table.meta["sample_rate_hz"]) == {50.0}
+    assert any("1 files have no channel of any sensor and are left out" in line for line in ears.lines)
+    assert any("5 rows have no time" in line for line in ears.lines)
+
+
+def test_times_that_are_mostly_missing_are_refused(motions, tmp_path):
+    with pytest.raises(UserError, match="line 3, column 't': the cell is empty"):
+        convert(folder_of(motions, tmp_path, lambda f, i: f.assign(t=f["t"].where(f.index % 2 == 0))), pattern=PATTERN)
+
+
+def test_what_the_index_of_a_frame_says_is_read(motions):
+    m = motions[0]
+    stated = {"set": {"subject": "anna", "gesture": "wave"}}
+    expected = from_frame(plain(m), **stated).values
+    times = pd.to_datetime(m.t, unit="s")
+    for index in (pd.Index(m.t, name="t"), pd.DatetimeIndex(times), pd.TimedeltaIndex(times - times[0])):
+        assert np.array_equal(from_frame(plain(m).drop(columns="t").set_index(index), **stated).values, expected)
+    two = pd.concat([plain(m), plain(m)], keys=["a", "b"], names=["sequence_id", None])
+    assert from_frame(two, **stated).meta["sequence_id"].tolist() == ["a", "b"]
+    assert np.array_equal(from_frame(plain(m).assign(t=times - times[0]), **stated).values, expected)
+
+
+@pytest.mark.parametrize(
+    "frame, said",
+    [
+        (lambda m: plain(m)[:0], "has no rows"),
+        (lambda m: pd.concat([plain(m), plain(m)], axis=1), "two columns 't'"),
+        (lambda m: {"a": plain(m)}, "dictionary holds frames"),
+    ],
+)
+def test_frames_that_are_none_are_refused(motions, frame, said):
+    with pytest.raises(UserError, match=said):
+        from_frame(frame(motions[0]), set="subject=anna,gesture=wave")
+
+
+@pytest.mark.parametrize(
+    "rows, labels",
+    [
+        ('0,3,"wave, big"\n3.5,6,"say ""hi"""', ["wave, big", 'say "hi"']),
+        ("0:00,0:03,wave\n0:04,0:06,turn", ["wave", "turn"]),
+        ("00:00:00,00:00:03.0,wave", ["wave"]),
+    ],
+)
+def test_intervals_with_quotes_and_clocks(day, tmp_path, rows, labels):
+    (tmp_path / "labels.csv").write_text(f"start,end,label\n{rows}\n")
+    frame = day.drop(columns="gesture")
+    table = from_frame(frame, intervals=tmp_path / "labels.csv")
+    assert table.meta["gesture"].tolist() == labels
+    write_tidy(table, tmp_path / "tidy.csv")
+    assert read_recordings(tmp_path / "tidy.csv").meta["gesture"].tolist() == labels
+
+
+def test_streams_whose_clocks_differ_are_said(motions, tmp_path):
+    m = motions[0]
+    for name, xyz, offset in (("Accelerometer", m.acc, 0), ("Gyroscope", m.gyr, 1.0)):
+        frame = pd.DataFrame({"time": m.t + offset, **dict(zip("xyz", xyz))})
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    ears = Ears()
+    convert(tmp_path, set="subject=anna,gesture=wave", reporter=ears)
+    assert any("share 1.98 of 3.98 s" in line for line in ears.lines)

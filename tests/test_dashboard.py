@@ -291,3 +291,36 @@ print(busy > 0, w.bars['fold'][1], w.error)
     nb = run_cells(tmp_path, train, LOG_EVERY_STEPS="1")
     printed = "".join(o.get("text", "") for o in nb.cells[0].outputs if o.output_type == "stream")
     assert printed.splitlines()[-1] == "True 5 None"
+
+
+def test_a_page_says_what_folds_hold_out():
+    from gesture_nb.evaluation.metric import scores
+    from gesture_nb.report import report
+
+    truth, subjects = np.array(["wave", "push"] * 3), np.array(["a", "a", "b", "b", "c", "c"])
+    result = scores(truth, truth, ["push", "wave"]) | {"seconds": 0.2, "per_fold": []}
+    metrics = {"classes": ["push", "wave"], "members": {"lgbm": result}, "ensemble": result, "folds": 3, "subjects": 3}
+    served = {"accuracy": 1.0, "macro_f1": 1.0, "sequences": 1, "subjects": 1, "fold": 0}
+
+    def page(subjects, **note):
+        predictions = report.Predictions(truth, truth, subjects, 0)
+        sections = [report.head_section(metrics | note, predictions), report.members_section(metrics | note)]
+        return "".join([*sections, report.people_section(metrics | note, predictions),
+                        report.gateway_section(served | note)])
+
+    people = page(subjects)
+    assert "3 people" in people and "of the people held out" in people and "<h2>People</h2>" in people
+    assert "1 sequence of 1 person" in people and ">0.200<" not in people
+    metrics["subjects"] = 1
+    groups = page(subjects, note="All recordings are of one person (me); folds are by session.")
+    assert "1 person," in groups and "of the groups held out" in groups and "<h2>Groups</h2>" in groups
+    single = page(np.array([*"012345"]), note="…, so folds are drawn by recording.")
+    assert "of the recordings held out" in single and "<h2>Recordings</h2>" not in single
+    assert "people" not in (groups + single).replace("people never seen", "")
+
+
+def test_pairs_of_a_setting_read_as_they_are_written():
+    from gesture_nb.report.report import config_section
+
+    page = config_section({"settings": {"columns": [["acc_x", "ax"], ["gesture", "label"]], "members": ["lgbm"]}})
+    assert "acc_x=ax, gesture=label" in page and "<td class=\"text\">lgbm</td>" in page

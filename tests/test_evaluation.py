@@ -566,9 +566,11 @@ def run_folder(out, n=200, classes=("drink", "<wave> & go"), unanswered=0, histo
                                       "ensemble": s | {"weights": {"lgbm": 1.0}}, "folds": 2})
     pred = pa.array([None] * unanswered + pred[unanswered:].tolist(), pa.string())
     ids = [f"s{i}" for i in range(n)]
-    oof = {"sequence_id": ids, "subject": who, "fold": fold, "gesture": truth, "pred": pred}
+    oof = {"sequence_id": ids, "subject": who, "fold": fold, "gesture": truth, "pred": pred,
+           "p_ensemble": np.full((n, len(classes)), 1 / len(classes), np.float32).tolist()}
     pq.write_table(pa.table(oof), out / "oof.parquet")
-    write_json(out / "config.json", {"settings": as_json(Settings(seed=3)), "versions": {"python": "3.11"}})
+    write_json(out / "config.json", {"settings": as_json(Settings(seed=3)), "versions": {"python": "3.11"},
+                                     "identity": {"data": "", "folds": ""}, "plan": None})
     history = {"rounds": 3, "loss": [1.0, 0.5, 0.4], "check_loss": [1.1, 0.8, 0.7], "importance": {"a": 1}}
     if histories: write_json(out / "members/lgbm/fold0/history.json", history)
 

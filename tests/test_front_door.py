@@ -102,7 +102,7 @@ def test_a_run_and_what_it_knows(run):
 
 
 def test_the_report_after_main_has_the_served_people_and_the_last_line_the_submission(run, toy, capsys):
-    outcome = gn.main(data=toy, out=run.folder, run_any_training=False, **QUICK)
+    outcome = gn.main(data=toy, out=run.folder, run_any_training=False, progress="lines")   # folds are the run's
     served = outcome.served
     text = (run.folder / "report.html").read_text()
     assert f"{served['sequences']} sequences of {served['subjects']} people (fold 1)" in text
@@ -194,3 +194,68 @@ def test_a_stop_signal_from_outside_ends_a_training(toy, tmp_path):
         gn.train(toy, tmp_path / "run", stop=stop, **settings)
     stopper.join()
     assert list((tmp_path / "run" / "members" / "torch" / "fold0" / "checkpoint").glob("state-*"))
+
+
+def test_what_a_notebook_has_changed_is_set_aside_while_recordings_are_read(monkeypatch):
+    from gesture_nb import api
+    from gesture_nb.data import arrays, convert
+
+    seen = []
+
+    def notes(*arguments, **options):
+        seen.append(np.geterr()["over"])
+        raise UserError("noted")
+
+    # the first thing that each of the functions calls
+    places = {"inspect": (api, "inspect_recordings"), "convert": (api, "convert_recordings")}
+    places |= {"from_arrays": (arrays, "arrays_of"), "from_frame": (convert, "convert")}
+    for name, (module, first) in places.items():
+        monkeypatch.setattr(module, first, notes)
+        with np.errstate(all="raise"), pytest.raises(UserError, match="noted"):
+            getattr(gn, name)([])
+        monkeypatch.undo()
+    assert seen == ["warn"] * 4
+
+
+def test_an_evaluation_is_steered_by_the_run_alone(run, toy, monkeypatch, capsys):
+    from gesture_nb import commands
+
+    used = []
+    monkeypatch.setattr(commands, "evaluate_run", lambda settings, *a: used.append(settings) or {})
+    monkeypatch.setattr(commands, "write_and_print", lambda *a: None)
+    for variable, value in {"EPOCHS": "7", "DISABLE": "mixup", "FOLDS": "3"}.items():
+        monkeypatch.setenv(f"GESTURE_NB_{variable}", value)
+    monkeypatch.setenv("W_LGBM", "0.3")
+    commands.evaluate(out=run.folder)
+    (used,) = used
+    assert (used.epochs, used.disable, used.folds, used.w_lgbm, used.boosting_rounds) == (None, (), 2, None, 5)
+    assert "evaluate does not read GESTURE_NB_FOLDS, GESTURE_NB_EPOCHS, W_LGBM" in capsys.readouterr().out
+
+
+def test_weights_of_members_that_the_run_does_not_have(run, capsys):
+    from gesture_nb.progress import Reporter
+
+    with pytest.raises(UserError, match="has no member 'lgmb'; it has lgbm. Did you mean 'lgbm'"):
+        run.predictor(fixed={"lgmb": 0})
+    with Reporter() as reporter:
+        run.predictor(fixed={"torch": 1}, reporter=reporter)
+        run.predictor(fixed={"keras": 0}, reporter=reporter)
+    assert "The weight of torch changes nothing" in (said := capsys.readouterr().out) and "keras" not in said
+    for how in ({"fold": "a"}, {"fold": True}, {"fold": 1.5}, {"fold": 2}, {"fixed": "lgbm"}, {"fixed": {"lgbm": "x"}}):
+        with pytest.raises(UserError, match="must be"):
+            run.predictor(**how)
+    for folder in (None, "", 3.5):
+        with pytest.raises(UserError, match="The run folder is"):
+            gn.load(folder)
+
+
+def test_a_predictor_that_was_changed_is_pickled_as_it_is(run):
+    import pickle
+    from dataclasses import replace
+
+    from gesture_nb.serving.batch import with_decision
+
+    changed = replace(with_decision(run.predictor(), "argmax", "auto"), on_error="label", trained=None)
+    again = pickle.loads(pickle.dumps(changed))
+    assert again.on_error == "label" and again.trained is None and again.blend == changed.blend
+    assert repr(again.decide.decision) == repr(changed.decide.decision)

@@ -150,6 +150,14 @@ def test_bad_input_is_named(folder, tmp_path):
     assert "'gesture'" in message(rows.with_columns(gesture=pl.lit("x")))
     assert "no rows" in message(rows[:0]) and "no row for subject" in message(rows, people[1:])
     assert "'handedness'" in message(rows, people.drop("handedness"))
+    no_name = pl.when(pl.col("sequence_counter") == 0).then(None).otherwise(pl.col("sequence_id"))
+    assert "test.csv has no sequence_id in row 1" in message(rows.with_columns(sequence_id=no_name))
+    for counter, said in ((None, "None"), ("a", "'a'")):
+        wrong = rows.with_columns(sequence_counter=pl.lit(counter))
+        assert f"test.csv has the sequence_counter {said} in row 1" in message(wrong)
+    rows.drop("subject").write_csv(tmp_path / "alone.csv")
+    with pytest.raises(UserError, match="alone.csv has no column 'subject'"):
+        local_gateway(Watcher(), tmp_path / "alone.csv", out=tmp_path / "s.parquet")
     other = pl.when(pl.col("sequence_counter") == 3).then(pl.lit("SUBJ_1")).otherwise(pl.col("subject"))
     assert "two subjects" in message(rows.with_columns(subject=other))
     with pytest.raises(UserError, match="There is no file"):
@@ -526,3 +534,11 @@ def test_sequences_are_predicted_one_at_a_time():
     predict = LazyPredictor(lambda: slow, GESTURES, GESTURES[0], Reporter(sinks=[])).predict
     run_threads(lambda: predict(1, 2))
     assert max(most) == 1 and len(most) == 8
+
+
+def test_what_was_in_one_module_is_still_found_there():
+    from gesture_nb.serving import exchange, fallback, gateway, kaggle, kernel, loading, predictor
+
+    for old, new in ((gateway, exchange), (gateway, fallback), (kaggle, kernel), (predictor, loading)):
+        for name in new.__all__:
+            assert getattr(old, name) is getattr(new, name) and name in old.__all__, name

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gesture_nb.config import UserError
 from gesture_nb.data.sequences import offsets_of
-from gesture_nb.features import loaders
+from gesture_nb.features import loaders, lost_workers
 from gesture_nb.features.frames import FrameFeatures
 from gesture_nb.features.loaders import (
     Activity,
@@ -200,7 +200,7 @@ def test_an_error_of_the_work_itself_is_not_repeated():
 HOSTILE = """
 import json, multiprocessing, os, resource, signal, sys, time
 import numpy as np
-from gesture_nb.features import loaders
+from gesture_nb.features import loaders, lost_workers
 from gesture_nb.features.loaders import BatchOrder, LostWorker, ResilientLoader, SequenceDataset, View
 from test_loaders import frames
 
@@ -213,7 +213,7 @@ def terminated(self): os.kill(os.getpid(), signal.SIGTERM)
 def dead(self): os._exit(3)
 def without_room(self):
     def dumps(tensors): raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left")
-    loaders.ForkingPickler = type("Pickler", (), {"dumps": staticmethod(dumps)})
+    lost_workers.ForkingPickler = type("Pickler", (), {"dumps": staticmethod(dumps)})
 def with_a_long_path(self):
     from multiprocessing import process, resource_sharer
     process.current_process()._config["tempdir"] = os.getcwd() + "/" + "x" * 120
@@ -237,7 +237,7 @@ os.makedirs("x" * 120, exist_ok=True)
 report = {}
 for happens in (stopped, silent, without_descriptors, without_memory, terminated, dead, without_room, with_a_long_path):
     lines = []
-    loaders.PATIENCE = 1.0 if happens in (stopped, silent) else 300.0
+    lost_workers.PATIENCE = 1.0 if happens in (stopped, silent) else 300.0
     with ResilientLoader(dataset(happens), 4, 1, 2, "fork", lines.append) as loader:
         assert loader.run(epoch, lambda: None) == expected, happens
     report[happens.__name__] = [loader.workers, lines]
@@ -314,9 +314,9 @@ class Process:
 def watch(monkeypatch, activities, steps, clock=lambda k: 0.2 * k, starting=False):
     """Seconds until the workers are given up, None if they are not; activities(k) is what they do at the k-th look."""
     now = [0]
-    monkeypatch.setattr(loaders, "activity", lambda pid: activities(now[0]))
-    monkeypatch.setattr(loaders.time, "monotonic", lambda: clock(now[0]))
-    monkeypatch.setattr(loaders.time, "process_time", lambda: 0.0)
+    monkeypatch.setattr(lost_workers, "activity", lambda pid: activities(now[0]))
+    monkeypatch.setattr(lost_workers.time, "monotonic", lambda: clock(now[0]))
+    monkeypatch.setattr(lost_workers.time, "process_time", lambda: 0.0)
     vigil = Vigil()
     for now[0] in range(1, steps):
         try: vigil.look([Process(1), Process(2)], starting)
@@ -347,7 +347,7 @@ def test_as_many_workers_as_fit_into_shared_memory(monkeypatch):
     batch = {"x": np.zeros((4, 3, 1000), "f4"), "y": np.zeros(4, "i8")}
     size = 48_000 + 4096
     assert [workers_that_fit(batch, free) for free in (0, 3 * size, 4 * size, 10 * size)] == [0, 0, 1, 4]
-    monkeypatch.setattr(loaders.os, "statvfs", lambda path: (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(lost_workers.os, "statvfs", lambda path: (_ for _ in ()).throw(OSError))
     assert workers_that_fit(batch) == float("inf")
     monkeypatch.setattr(loaders, "workers_that_fit", lambda batch: 1)
     lines, dataset = [], SequenceDataset(frames([4] * 20), np.arange(20), View("tail", 4))

@@ -26,10 +26,10 @@ LABELS = [
     "نص عربي",
     "😀👩\u200d👩",
     "a\x00b",
-    "\x1b[2J",
+    "c\x1b[2J",
     "x\ny",
-    "\u202eabc",
-    "\u200b",
+    "a\u202ebc",
+    "z\u200bw",
     "q" * 500,
     "q" * 499 + "r",
 ]
@@ -144,7 +144,7 @@ def test_a_figure_keeps_our_style_whoever_draws_it(tmp_path):
 
 
 def test_letters_without_a_font_become_escapes():
-    from gesture_nb.show import _fonts, drawable
+    from gesture_nb.figures import _fonts, drawable
 
     assert drawable("aé$") == "aé$" and _fonts(10**9)
     assert drawable("\U000e0041").isascii() and drawable("\uf8ff\U0010fffd").isascii()

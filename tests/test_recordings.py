@@ -252,7 +252,8 @@ def test_no_rate_is_said(frame):
 
 def test_rates_that_cannot_be(frame):
     refused(frame.assign(sample_rate_hz=1e30), "sample_rate_hz", "no sensor takes 1e+30")
-    refused(frame.drop(columns="t"), "no sensor takes", "--rate", rate_hz=1e30)
+    refused(frame.assign(sample_rate_hz=1e-30).drop(columns="t"), "no sensor takes 1e-30")
+    refused(frame.drop(columns="t"), "rate_hz is 1e+30", "0.001 to 100,000", rate_hz=1e30)
     changing = frame.assign(sample_rate_hz=np.where(np.arange(len(frame)) == 5, 25.0, 50.0))
     refused(changing, "row 6", "changes inside a sequence, from 50 to 25")
 
@@ -316,7 +317,46 @@ def test_bursts_of_equal_times(frame):
     "Four readings arrive at once: the rate follows from the whole time."
     table = read_recordings(frame.assign(t=frame.sequence_counter // 4 * 0.08))
     assert table.findings["time"]["resampled"] == 0
-    assert table.meta["sample_rate_hz"] == pytest.approx(11 / 0.16)
+    assert table.meta["sample_rate_hz"] == pytest.approx(50)
+    assert "stand still for several rows" in "".join(table.findings["repairs"])
+
+
+def test_whole_seconds_that_start_in_the_middle_of_one():
+    frame = waves(1, 175)
+    table = read_recordings(frame.assign(t=1.7e9 + np.floor(frame.t + 0.7)))
+    assert table.meta["sample_rate_hz"] == pytest.approx(50)
+
+
+def test_times_too_coarse_to_be_times(frame):
+    "float32 has steps of 128 s in our century."
+    frame = waves(1, 8000)
+    refused(frame.assign(t=(1.7e9 + frame.t).astype("float32")), "too coarse", "float32", "--rate")
+    still = read_recordings(waves().assign(t=np.float32(1.7e9)))
+    assert "no times in column 't' that grow" in "".join(still.findings["repairs"])
+
+
+def test_rows_that_stand_twice(frame):
+    "Copies would double the rate; a sensor that is read more often than it measures keeps its counter."
+    bare = frame.drop(columns="sequence_counter")
+    twice = bare.loc[np.repeat(bare.index, 2)].reset_index(drop=True)
+    refused(twice, "row 2", "repeats the time and the readings", "Drop repeated rows")
+    one = bare.loc[[0, *bare.index]].reset_index(drop=True)
+    assert read_recordings(one).rows == len(frame) + 1
+
+
+def test_spellings_of_times(frame, want):
+    "Minutes and seconds, durations of pandas, days before months over midnight, 12-hour clocks."
+    stamp = pd.Timestamp("2024-08-11 23:59:59.9") + pd.to_timedelta(frame.t, unit="s")
+    noon = pd.Timestamp("2024-08-11 12:59:59.9") + pd.to_timedelta(frame.t, unit="s")
+    for t in (frame.t.map("00:{:06.3f}".format), frame.t.map("7:{:06.3f}".format),
+              pd.to_timedelta(frame.t, unit="s").astype(str), stamp.dt.strftime("%d/%m/%Y %H:%M:%S.%f"),
+              stamp.dt.strftime("%d.%m.%Y %H:%M:%S.%f"), noon.dt.strftime("%m/%d/%Y %I:%M:%S.%f %p")):
+        table = read_recordings(frame.assign(t=t))
+        assert_same(table, want)
+        assert table.findings["time"]["gaps"] == table.findings["time"]["backwards"] == 0
+    refused(frame.assign(t=45_000 + frame.t / 86_400), "look like days", "86,400")
+    hours = read_recordings(frame.assign(t="14:51")).findings["rate"]["from"]
+    assert hours == "assumed"
 
 
 # ---------------------------------------------------------------- names
@@ -678,3 +718,131 @@ def test_the_plain_file_is_looked_at_as_such(frame, tmp_path):
     assert look_at(tmp_path / "a.csv").is_plain
     pq.write_table(pa.Table.from_pandas(frame), tmp_path / "b.csv")
     assert look_at(tmp_path / "b.csv").kind == "parquet"
+
+
+# ---------------------------------------------------------------- what apps and boards write around the numbers
+
+def lines_of(frame, **spelling):
+    return frame.to_csv(index=False, **spelling).splitlines()
+
+
+AROUND = {
+    "WISDM's line ends": (lambda f: [lines_of(f)[0], *[f"{line};" for line in lines_of(f)[1:]]], []),
+    "one comma too many": (lambda f: [lines_of(f)[0], *[f"{line}," for line in lines_of(f)[1:]]], []),
+    "commas at all ends": (lambda f: [f"{line}," for line in lines_of(f)], []),
+    "a row of units": (lambda f: [lines_of(f)[0], ",,,,s,m/s2,m/s2,m/s2,rad/s,rad/s,rad/s", *lines_of(f)[1:]],
+                       ["row below the header holds units"]),
+    "units under semicolons": (lambda f: [lines_of(f, sep=";")[0], ";;;no units;s;m/s^2;m/s^2;m/s^2;rad/s;rad/s;rad/s",
+                                          *lines_of(f, sep=";", decimal=",")[1:]], ["holds units"]),
+    "lines about the device": (lambda f: ["--- Data File Created By ActiGraph ---", "Serial Number: NEO1",
+                                          "Start Time 12:00:00", "-----", *lines_of(f)], ["first 4 lines are no"]),
+    "a title and a blank line": (lambda f: ["my recording", "", *lines_of(f)], ["first 2 lines"]),
+    "sep= of a tab": (lambda f: ["sep=\t", *lines_of(f, sep="\t")], []),
+    "single quotes": (lambda f: lines_of(f, quoting=1, quotechar="'"), []),
+    "a commented header": (lambda f: ["# fs=50", "#" + lines_of(f)[0], *lines_of(f)[1:]], []),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_around_the_numbers(frame, want, tmp_path, name):
+    write, words = AROUND[name]
+    (tmp_path / "a.csv").write_text("\n".join(write(frame)) + "\n")
+    table = read_recordings(tmp_path / "a.csv")
+    assert_same(table, want)
+    heard = "".join(table.findings["repairs"])
+    assert all(word in heard for word in words) and "no header" not in heard
+    streamed = list(stream_sequences(tmp_path / "a.csv", rows=15))
+    np.testing.assert_array_equal(np.concatenate([block.values for block in streamed], axis=1), table.values)
+
+
+def test_lines_that_are_named(frame, tmp_path):
+    "Line numbers count what was left out; thousands and mixed decimal signs have a way out of their own."
+    head, *rows = lines_of(frame)
+    broken = ["# about", head, ",,,,s,m/s2,m/s2,m/s2,rad/s,rad/s,rad/s", *rows[:3], rows[3] + "x", *rows[4:]]
+    (tmp_path / "a.csv").write_text("\n".join(broken))
+    refused(tmp_path / "a.csv", "line 7", "is not a number")
+    (tmp_path / "a.csv").write_text("\n".join([head, *rows[:5], head, *rows[5:]]))
+    refused(tmp_path / "a.csv", "line 7: the header stands there again")
+    frame.assign(acc_x="1,024").to_csv(tmp_path / "a.csv", index=False)
+    refused(tmp_path / "a.csv", "'1,024' is not a number", "thousands")
+
+
+NO_TABLES = {
+    "<!DOCTYPE html><html><body>404</body></html>": "a web page",
+    "<?xml version='1.0'?><a><b>1</b></a>": "an XML file",
+    "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n": "git lfs pull",
+}
+
+
+@pytest.mark.parametrize("text", NO_TABLES)
+def test_files_that_are_no_tables(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    refused(tmp_path / "a.csv", NO_TABLES[text])
+
+
+def test_archives_with_more_than_the_table(frame, want, tmp_path):
+    text = frame.to_csv(index=False)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode()) + bytes(512))
+    assert_same(read_recordings(tmp_path / "a.csv.gz"), want)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("data/rec.csv", "data/.DS_Store", "__MACOSX/data/._rec.csv"): archive.writestr(name, text)
+    assert_same(read_recordings(tmp_path / "a.zip"), want)
+
+
+# ---------------------------------------------------------------- labels, marks, columns
+
+def test_labels_that_look_alike(frame, want, tmp_path):
+    "Invisible characters fall off, and that is said; case is kept, and that is said too."
+    gesture = want.meta["gesture"].tolist()
+    for odd in ("wave\0", "\u200bwave", "wave\t", "wave\ufeff"):
+        names = [odd if i == "s0" else g for i, g in zip(frame.sequence_id, frame.gesture)]
+        table = read_recordings(frame.assign(gesture=names))
+        assert table.meta["gesture"].tolist() == gesture
+        assert "taken for one, 'wave'" in "".join(table.findings["repairs"])
+    names = np.where(frame.sequence_id == "s0", "Wave", frame.gesture)
+    table = read_recordings(frame.assign(gesture=names))
+    assert table.meta["gesture"][0] == "Wave"
+    assert "'Wave' and 'wave' are kept apart" in "".join(table.findings["repairs"])
+
+
+@pytest.mark.parametrize("label", ["drink", ""])
+def test_labels_do_not_matter_when_predicting(frame, want, tmp_path, label):
+    odd = frame.assign(gesture=np.where(frame.sequence_counter > 5, label, frame.gesture))
+    odd.to_csv(tmp_path / "a.csv", index=False)
+    refused(tmp_path / "a.csv", "line 8", "gesture")
+    table = read_recordings(tmp_path / "a.csv", to_predict=True)
+    np.testing.assert_array_equal(table.values, want.values)
+    assert not table.labelled and "training would refuse" in "".join(table.findings["repairs"])
+
+
+def test_marks_of_missing_readings_and_padding_of_zeros(frame):
+    late = frame.sequence_counter % 12 >= 8
+    refused(frame.assign(acc_x=np.where(late, -999.0, frame.acc_x)), "row 9", "'acc_x'", "-999 stands in 16 of 48 rows")
+    read_recordings(frame.assign(acc_x=np.where(frame.index == 3, -998.0, frame.acc_x)))
+    padded = frame.assign(**{name: np.where(late, 0, frame[name]) for name in (*ACC, *GYR)})
+    assert "rows of zeros in all channels (16 rows)" in "".join(read_recordings(padded).findings["repairs"])
+
+
+def test_a_sensor_in_one_column(frame, tmp_path):
+    table = pa.Table.from_pandas(frame.drop(columns=list(ACC)), preserve_index=False)
+    for cells in ([{"x": 1.0, "y": 2.0, "z": 9.0}] * len(frame), [[1.0, 2.0, 9.0]] * len(frame)):
+        pq.write_table(table.append_column("acc", pa.array(cells)), tmp_path / "a.parquet")
+        refused(tmp_path / "a.parquet", "column 'acc'", "acc_x, acc_y and acc_z")
+
+
+def test_times_of_each_sensor_are_suggested(frame):
+    odd = frame.rename(columns={"t": "acc_time"}).assign(gyr_time=frame.t + 0.003)
+    assert "--columns t=acc_time" in "".join(read_recordings(odd).findings["repairs"])
+    assert read_recordings(odd, columns={"t": "acc_time"}).findings["rate"]["hz"] == pytest.approx(RATE)
+
+
+def test_stated_options_are_checked(frame):
+    "In Python as on the command line."
+    with_comma = frame.rename(columns={"acc_x": "Acceleration, x"})
+    text = refused(with_comma.rename(columns={"acc_y": "ay", "acc_z": "az"}), "acc_y=ay")
+    assert "Acceleration, x" not in text or '"Acceleration, x"' in text
+    for columns in ('acc_x="Acceleration, x"', {"acc_x": "Acceleration, x"}, (("acc_x", "Acceleration, x"),)):
+        assert read_recordings(with_comma, columns=columns).names == (*ACC, *GYR)
+    refused(frame, "'1' stands twice", columns="subject=1,sequence_id=1")
+    refused(frame, "time_unit", "one of s, ms, us, ns", time_unit="sec")
+    refused(frame, "gaps", gaps="drop")

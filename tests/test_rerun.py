@@ -142,6 +142,12 @@ def test_without_a_finished_run_it_is_refused_before_listening(here, folder, tmp
     assert "Listening" not in capsys.readouterr().out and not os.listdir() and not none.exists()
 
 
+def test_a_run_whose_members_are_all_left_out_is_refused_before_listening(here, folder, copy, capsys):
+    with pytest.raises(UserError, match="is 0: give at least one"):
+        serve(data=str(folder), out=copy, w_lgbm=0)
+    assert "Listening" not in capsys.readouterr().out
+
+
 def test_a_run_with_other_labels_is_refused_before_listening(here, folder, copy, capsys):
     from gesture_nb.artifacts import write_manifest, write_sealed
     from gesture_nb.serving.predictor import read_blend

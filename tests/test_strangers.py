@@ -1,4 +1,5 @@
 """A stranger's run folder: whatever stands in the place of its files is refused in a sentence, and nothing leaks."""
+import errno
 import json
 import os
 import random
@@ -253,6 +254,58 @@ def test_folders_that_are_links_are_not_followed(run, tmp_path, name):
     refuse = {"logs": ["replay", "train"], "serving": ["kaggle", "train"]}
     refuse = refuse.get(name, ["load", "load members", "kaggle", "train"])
     assert all("is a link" in found[reader] for reader in refuse), found
+
+
+def put_loop(path, aside): path.symlink_to(path.name)
+def put_file(path, aside): path.write_text("hello")
+
+
+@pytest.mark.parametrize("put", [put_pipe, put_file, put_loop])
+@pytest.mark.parametrize("name", ["members", "logs", "features", "serving"])
+def test_what_is_no_folder_is_called_that(whole, toy, tmp_path, name, put):
+    """Neither 'train them again' nor 'File exists' where somebody has put something in the place of a folder."""
+    from gesture_nb.sinks import JsonlSink
+    run = tmp_path / "run"
+    fresh(whole, run)
+    shutil.rmtree(run / name, ignore_errors=True)
+    put(run / name, None)
+    READERS_OF = {"members": ("load", "load members", "kaggle", "train"), "logs": ("replay",), "serving": ("load",)}
+    found = list(attempt(run, READERS_OF.get(name, ())).values())
+    if name == "features" or name == "logs":
+        with in_time(), pytest.raises(UserError) as error:
+            if name == "features": stored(run, toy)
+            else: JsonlSink(run / "logs" / "run.jsonl", below=run).on_event({"kind": "x"})
+        found.append(str(error.value))
+    if name == "serving": assert found == [""]   # a run does without
+    else: assert all(f"{name} is a " in sentence and "File exists" not in sentence for sentence in found), found
+
+
+@pytest.mark.parametrize("name", ["run", "run/.lock", ".run.1-0123abcd.tmp", ".run.1-0123abcd.tmp/a", "."])
+@pytest.mark.parametrize("whole_path", [False, True])
+def test_errors_of_writing_are_told_whether_names_are_whole_or_relative(tmp_path, monkeypatch, name, whole_path):
+    """As where a run folder on a read-only disk is locked by a library that names the whole path."""
+    from gesture_nb.writing import raise_disk_error
+    monkeypatch.chdir(tmp_path)
+    named = str(tmp_path / name) if whole_path else name
+    with pytest.raises(UserError, match="Cannot write run: the file system is read-only"):
+        raise_disk_error(OSError(errno.EROFS, "Read-only file system", named), Path("run"))
+    with pytest.raises(OSError, match="other"): raise_disk_error(OSError(errno.EROFS, "x", "other/run"), Path("run"))
+
+
+def test_a_run_that_cannot_be_written_is_read_without_a_log(tmp_path, monkeypatch, capsys):
+    from gesture_nb import session
+    monkeypatch.setattr(session.os, "access", lambda path, mode: False)
+    with session.command(read_settings({}, progress="lines"), tmp_path): pass
+    assert "Nothing can be written to" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_working_directory_that_is_gone_is_called_that(tmp_path, monkeypatch, capsys):
+    from gesture_nb.cli import main
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for line in ("train --data sim:20 --out run", "simulate --to new --sequences 5", "features --data sim:5 --out run"):
+        assert main(line.split()) == 2 and "The working directory has been deleted" in capsys.readouterr().err
 
 
 def test_the_run_folder_itself_may_be_a_link(run, tmp_path):

@@ -490,3 +490,81 @@ def test_what_is_understood_is_short_complete_and_plain(right):
     assert understand(replace(right, values=gone)).missing == {"rot": 0.25}
     evil = replace(right, meta=right.meta | {"gesture": np.array(["<b>$x$</b>"] * 12)})
     assert "<b>$" not in understand(evil)._repr_html_().replace("<p><b>", "")
+
+
+def in_some(table, sequences, names, change):
+    "The table with the channels `names` of some sequences changed."
+    values = np.array(table.values, float)
+    rows = np.isin(np.repeat(np.arange(len(table)), table.lengths), sequences)
+    place = np.ix_([table.names.index(name) for name in names], rows)
+    values[place] = change(values[place])
+    return replace(table, values=values.astype(np.float32), findings={})
+
+
+@pytest.mark.parametrize(
+    "people, names, change, sentence",
+    [
+        ([0, 1, 2], ACC, lambda a: a / GRAVITY * 1000, "in thousandths of g in 3 of 12 .* .of p0., in m/s² in 9"),
+        ([0, 1, 2], ACC, lambda a: a / GRAVITY * 4096, r"in raw counts .4,096 to the unit. in 3 of 12"),
+        ([0, 1, 2], ACC, lambda a: -a, "in 3 .of p0. only with the other sign"),
+        ([0, 1, 2], GYR, lambda a: a * DEGREES, "in two units: in 3 of 12 recordings .of p0. it is 57.. times"),
+        (range(6), GYR, lambda a: a * DEGREES, "in two units: in 6 of 12 recordings .of p0, p1."),
+        ([0, 1, 2], ROT, to_last, "in 3 .of p0. only in the order x, y, z, w"),
+        (range(6), ROT, to_last, "in 6 .of p0, p1. only in the order x, y, z, w"),
+        (range(12), ["acc_z"], lambda a: a / GRAVITY, "acc_z is in another unit than the other two: multiplied by 9"),
+    ],
+)
+@pytest.mark.parametrize("accepted", ["check", "auto"])
+def test_one_person_or_axis_in_another_unit_is_never_guessed(right, people, names, change, sentence, accepted):
+    odd = in_some(right, list(people), names, change)
+    with pytest.raises(UnitsError, match=sentence) as refused:
+        settle_units(odd, ReadOptions(units=accepted))
+    assert "--units keep" in str(refused.value)
+    assert np.array_equal(settle_units(odd, ReadOptions(units="keep")).values, odd.values)
+
+
+@pytest.mark.parametrize(
+    "names, change, sentence",
+    [
+        (ACC, lambda a: a / GRAVITY, r"of 1 recording \(s000004\) looks like g"),
+        (ACC, lambda a: a / GRAVITY * 8192, r"of 1 recording \(s000004\) looks like raw counts"),
+        (GYR, lambda a: a * DEGREES, r"of 1 recording \(s000004\) is 5\d.* times the turning"),
+    ],
+)
+def test_a_single_recording_in_another_unit_is_named(right, names, change, sentence):
+    notes = settle_units(in_some(right, [4], names, change)).findings["units"]["notes"]
+    assert any(re.search(sentence, note) for note in notes)
+
+
+def test_channels_that_never_change_are_named(right):
+    notes = settle_units(in_some(right, range(12), ["acc_z", "gyr_x"], lambda a: 0 * a)).findings["units"]["notes"]
+    assert any("acc_z (0), gyr_x (0)" in note for note in notes)
+    assert not any("the same in all recordings" in note for note in settle_units(right).findings["units"]["notes"])
+
+
+@pytest.mark.parametrize(
+    "sensor, factor, option",
+    [
+        ("acc", 1000, "counts:9806.65"),
+        ("acc", 3.28084, "counts:32.174"),
+        ("gyr", 30 / np.pi, "counts:0.10471975512"),
+        ("gyr", 1000, "counts:17.5"),
+    ],
+)
+def test_rarer_units_are_guessed_as_what_they_are(right, sensor, factor, option):
+    settled = settle_units(changed(right, **{sensor: factor}), ReadOptions(units="auto"))
+    assert settled.findings["units"]["answer"][f"{sensor}_unit"] == option
+    np.testing.assert_allclose(settled.values, right.values, rtol=0.005, atol=1e-4)
+
+
+def test_a_stream_that_goes_on_in_another_unit_is_refused(right):
+    blocks = [slice_sequences(right, i, i + 6) for i in (0, 6)] * 20
+    later = changed(slice_sequences(right, 0, 6), acc=1 / GRAVITY)
+    for options in (ReadOptions(), ReadOptions(units="auto")):
+        with pytest.raises(UnitsError, match="looks like g"):
+            list(settle_stream([*blocks, later], options))
+    assert len(list(settle_stream([*blocks, later], ReadOptions(units="keep")))) == 41
+    assert len(list(settle_stream([*blocks, later], ReadOptions(acc_unit="m/s2")))) == 41
+    said = []
+    list(announced(blocks, 50.0, said.append))
+    assert said[-1] == "In all: 240 recordings, 9,600 rows, 50 Hz"

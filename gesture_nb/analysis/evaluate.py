@@ -9,6 +9,7 @@ __all__ = ['TITLES', 'scenarios_of', 'without_sensors', 'imu_half', 'finished_un
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #884b109d
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypedDict
@@ -17,6 +18,7 @@ import numpy as np
 
 from ..artifacts import MANIFEST, check_manifest
 from ..config import ALIASES, Settings, UserError, active_members, setting_fields
+from ..data.options import ReadOptions
 from ..data.sequences import SequenceTable
 from ..evaluation.decode import random_orders
 from ..evaluation.folds import assert_disjoint
@@ -30,7 +32,7 @@ from ..evaluation.metric import (
     subject_counts,
 )
 from ..features.compute import FrameSettings, frame_features
-from ..files import kind_of
+from ..files import check_folder, kind_of
 from ..isolation import isolated_run
 from ..models.registry import member_class
 from ..schema import sensor_of
@@ -73,6 +75,7 @@ def imu_half(n: int, seed: int) -> np.ndarray:
 def finished_units(settings: Settings, dataset: Dataset) -> list[Unit]:
     "The run's finished units, after a check of their files. Raises `UserError` if there is none."
     out = settings.output_path
+    check_folder(out / "members")
     planned = units_of(settings, dataset.folds, out / "members")
     units = [unit for unit in planned if kind_of(unit.folder / MANIFEST)]
     if not units:
@@ -188,7 +191,8 @@ def run_settings(folder: Path, **overrides) -> dict:
         raise UserError(f"{folder} holds no finished run: there is no config.json. "
                         f"Train one with `gesture-nb train --out {folder}`.")
     weights = [name for name in setting_fields() if name.startswith("w_")]
-    wanted = (*IDENTITY_SETTINGS, "data", "folds", "fold_column", "members", "decision", "flip", "without", *weights)
+    stated = (field.name for field in fields(ReadOptions) if field.compare)   # about the recordings
+    wanted = (*IDENTITY_SETTINGS, "data", "folds", *stated, "members", "decision", "flip", "without", *weights)
     stored = read_config(folder)["settings"]
     settings = {k: v for k, v in stored.items() if k in wanted and v not in (None, [])}
     if "without" in settings: settings["disable"] = settings.pop("without")   # its name on disk is the older one

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import UserError
-from .formats import open_bytes, rows_of_text
+from .formats import FileFormat, open_bytes, rows_of_text
 from .parsing import FileLocation
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 UTF8_HINT = "Save the file as CSV in UTF-8."
 SURROGATE = re.compile("[\udc80-\udcff]")  # what stands for a byte that is no UTF-8, see `open_text`
 
-def is_number(cell: str) -> bool:
-    "Whether a cell spells a number, or is empty."
-    try: float(cell.replace(",", ".", 1))
+def is_number(cell: str, decimal: str = ",") -> bool:
+    "Whether a cell spells a number, or is empty; `decimal`: a sign that may stand for the point."
+    try: float(cell.replace(decimal, ".", 1))
     except ValueError: return cell.strip().lower() in ("", "na", "n/a", "#n/a", "null", "none")
     return True
 
@@ -37,24 +37,29 @@ class BadCell(NamedTuple):
     hint: str
 
 # %% ../../nbs/11_data.csv_files.ipynb #0ef5b62d
-def _bad_cell_of(cells: list[str], row: int, width: int, numeric: int | None) -> BadCell | None:
+def _bad_cell_of(form: FileFormat, cells: list[str], row: int, width: int, numeric: int | None) -> BadCell | None:
     "What is wrong with one line that should have `width` cells, that in column `numeric` a number."
     damaged = next((i for i, cell in enumerate(cells) if SURROGATE.search(cell)), None)
     if damaged is not None: return BadCell(row, damaged, "the cell is no UTF-8 text", UTF8_HINT)
     if len(cells) != width:
         message = f"the line has {len(cells)} cells, but the header has {width}"
         return BadCell(row, None, message, "Mend or drop the line.")
-    if numeric is not None and not is_number(cells[numeric]):
-        message = f"'{cells[numeric][:40]}' is not a number"
-        return BadCell(row, numeric, message, "Mend the cell or leave it empty.")
-    return None
+    if numeric is None or is_number(cells[numeric], form.decimal): return None
+    if tuple(cells) == form.header: return BadCell(row, None, "the header stands there again", "Drop the line.")
+    return BadCell(row, numeric, f"'{cells[numeric][:40]}' is not a number", _hint_for_number(cells[numeric]))
+
+def _hint_for_number(cell: str) -> str:
+    "What to do about a cell that should be a number."
+    if not is_number(cell.replace(",", "").replace(".", "")): return "Mend the cell or leave it empty."
+    return ("Write all numbers with the same decimal sign, and nothing between thousands (in pandas: "
+            "read_csv(…, thousands=',') or read_csv(…, decimal=',', thousands='.'), then to_csv).")
 
 # %% ../../nbs/11_data.csv_files.ipynb #67c202ef
 def _first_bad_cell(location: FileLocation, width: int, numeric: int | None = None) -> BadCell | None:
     "The first mistake in a CSV file, looking for non-numbers in column `numeric` only."
     rows = rows_of_text(location.path, location.form)
     for row, (_, cells) in enumerate(rows, -1 if location.form.has_header else 0):
-        bad = _bad_cell_of(cells, row, width, numeric) if row >= 0 else None
+        bad = _bad_cell_of(location.form, cells, row, width, numeric) if row >= 0 else None
         if bad is not None: return bad
     return None
 
@@ -96,15 +101,19 @@ def _arrow_options(location: FileLocation, header: list[str], channels: list[str
     names = header if own_names else None
     skip = form.skip + (1 if names and form.has_header else 0)
     encoding = "utf8" if form.encoding.startswith("utf-8") else form.encoding
-    return (arrow_csv.ReadOptions(block_size=block, skip_rows=skip, column_names=names, encoding=encoding),
-            arrow_csv.ParseOptions(delimiter="\t" if form.delimiter == " " else form.delimiter),
+    return (arrow_csv.ReadOptions(block_size=block, skip_rows=skip, skip_rows_after_names=form.below,
+                                  column_names=names, encoding=encoding),
+            arrow_csv.ParseOptions(delimiter="\t" if form.delimiter == " " else form.delimiter, quote_char=form.quote),
             arrow_csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False,
                                      decimal_point=form.decimal))
 
 # %% ../../nbs/11_data.csv_files.ipynb #50dd190a
-class _Tabs:
-    "A stream of bytes in which any number of blanks and tabs between cells is one tab."
-    def __init__(self, stream): self._stream, self._rest, self.closed = stream, b"", False
+class _PlainLines:
+    "A stream of bytes without what ends each line, in which any number of blanks and tabs between cells is one tab."
+    def __init__(self, stream, form: FileFormat):
+        self._stream, self._rest, self.closed = stream, b"", False
+        self._blanks = form.delimiter == " "
+        self._end = re.escape(form.line_end).encode()
     def readable(self) -> bool: return True
     def close(self) -> None: self._stream.close()
     def read(self, size: int = -1) -> bytes:
@@ -113,6 +122,8 @@ class _Tabs:
         lines, self._rest = (self._rest + block[:end], block[end:]) if end else (b"", self._rest + block)
         if not block: lines, self._rest = self._rest, b""
         if block and not lines: return self.read(size)
+        if self._end: lines = re.sub(rb"(?m)" + self._end + rb"[ \t]*(?=\r?$)", b"", lines)
+        if not self._blanks: return lines
         lines = re.sub(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)", b"", lines)
         return re.sub(rb"[ \t]+", b"\t", lines)
 
@@ -125,12 +136,13 @@ def _byte_stream(location: FileLocation):
     "(what PyArrow reads, a function that tells how many bytes of the file it has read)."
     import pyarrow as pa
     form = location.form
-    if form.compression is None and form.delimiter != " ":
+    is_plain = form.delimiter != " " and not form.line_end
+    if form.compression is None and is_plain:
         with pa.OSFile(str(location.path)) as file: yield file, file.tell
         return
     with open_bytes(location.path, form.compression) as file:
         told = file.raw.packed_bytes if form.compression else file.tell
-        yield pa.PythonFile(_Tabs(file) if form.delimiter == " " else file, mode="r"), told
+        yield pa.PythonFile(file if is_plain else _PlainLines(file, form), mode="r"), told
 
 # %% ../../nbs/11_data.csv_files.ipynb #fe5b184e
 def _csv_blocks(

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MAX_RATIO', 'UNCHECKED_BYTES', 'READ', 'TOLD', 'MAX_LINE', 'FileFormat', 'find_compression', 'members_of',
            'open_bytes', 'is_e4', 'refusal', 'find_encoding', 'is_text', 'lines_of_text', 'open_text', 'rows_of_text',
-           'find_delimiter', 'find_decimal', 'holds_numbers', 'look_at']
+           'look_at', 'find_decimal', 'find_delimiter', 'holds_numbers']
 
 # %% ../../nbs/10_data.formats.ipynb #d9111a76
 import codecs
 import csv
+import gzip
 import io
 import json
 import lzma
@@ -17,11 +18,12 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from ..errors import UserError
+from .csv_layout import CsvLayout, find_decimal, find_delimiter, find_layout, holds_numbers  # noqa: F401
 
 # %% ../../nbs/10_data.formats.ipynb #d7850acb
 @dataclass(frozen=True)
@@ -32,9 +34,12 @@ class FileFormat:
     encoding: str = "utf-8"           # of text
     delimiter: str = ","              # of CSV; a blank stands for any number of blanks and tabs
     decimal: str = "."
+    quote: str = '"'
     skip: int = 0                     # lines of CSV before the header
     has_header: bool = True           # else columns are called '1', '2', … and the first line is a row
     header: tuple[str, ...] = ()      # names of columns, as they stand in the file
+    below: int = 0                    # rows of units between the header and the readings
+    line_end: str = ""                # a delimiter that ends each row of CSV and parts nothing
     notes: tuple[str, ...] = ()       # what a person should hear
 
     @property
@@ -47,6 +52,9 @@ class FileFormat:
         text = {"delimiter": self.delimiter, "decimal": self.decimal} if self.kind == "csv" else {}
         if self.kind in ("csv", "json", "jsonl", "arff", "ts"): text["encoding"] = self.encoding
         return {"format": self.kind, **text, "compression": self.compression}
+
+# %% ../../nbs/10_data.formats.ipynb #80e0edd3
+_all_ = ["find_decimal", "find_delimiter", "holds_numbers"]
 
 # %% ../../nbs/10_data.formats.ipynb #30e9cfa5
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd",
@@ -83,8 +91,10 @@ class _Unpacked(io.RawIOBase):
 
 # %% ../../nbs/10_data.formats.ipynb #cc7f871f
 def members_of(archive: zipfile.ZipFile) -> list[str]:
-    "Files in a zip archive, without folders and what macOS adds."
-    return [i.filename for i in archive.infolist() if not i.is_dir() and not i.filename.startswith("__MACOSX/")]
+    "Files in a zip archive, without folders, hidden files and what macOS adds."
+    names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
+    hidden = lambda name: name.startswith("__MACOSX/") or name.rsplit("/", 1)[-1].startswith(".")
+    return [name for name in names if not hidden(name)]
 
 def _open_zip(path: Path, raw: BinaryIO):
     archive = zipfile.ZipFile(raw)
@@ -94,6 +104,13 @@ def _open_zip(path: Path, raw: BinaryIO):
     raise UserError(f"{path} holds {len(names)} files ({', '.join(names[:4])}{', …' if len(names) > 4 else ''}). "
                     "Unpack it and name one of them, or let `gesture-nb convert` make one tidy file of the folder.")
 
+def _ends_in_zeros(raw: BinaryIO) -> bool:
+    "Whether a gzip file is padded with zeros after its end."
+    raw.seek(max(raw.seek(0, 2) - 8, 0))
+    padded = not any(raw.read(8))
+    raw.seek(0)
+    return padded
+
 def open_bytes(path: Path, compression: str | None) -> io.BufferedReader:
     "A file's unpacked bytes. Damage shows as `OSError`."
     raw = open(path, "rb")
@@ -101,6 +118,7 @@ def open_bytes(path: Path, compression: str | None) -> io.BufferedReader:
     try:
         if compression == "xz": stream = lzma.open(raw)
         elif compression == "zip": stream = _open_zip(path, raw)
+        elif compression == "gzip" and _ends_in_zeros(raw): stream = gzip.open(raw)   # as tapes and cameras pad files
         else:
             import pyarrow as pa
             stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)
@@ -135,6 +153,9 @@ TOLD = {   # kind → what it is, and what reads it
     "pickle": ("a pickle, which can run code when it is opened", "Where you trust it, load it in Python"),
     "sqlite": ("an SQLite database", "Read its table with pandas.read_sql"),
     "tar": ("an archive of files (tar)", "Unpack it, and let `gesture-nb convert` make one tidy file of the folder"),
+    "html": ("a web page, not the file that it leads to", "Download the file itself"),
+    "xml": ("an XML file", "Read its table in Python, for example with pandas.read_xml"),
+    "lfs": ("a pointer of Git LFS, not the file itself", "Fetch the file with git lfs pull"),
     "pdf": ("a PDF file", "Ask for the numbers behind it"), "picture": ("a picture", "Ask for the numbers behind it"),
     "sound": ("a sound file", "Read it with scipy.io.wavfile"),
 }
@@ -219,92 +240,35 @@ def open_text(path: Path, form: FileFormat) -> TextIO:
 def rows_of_text(path: Path, form: FileFormat) -> Iterator[tuple[int, list[str]]]:
     "(line from 1, cells) of each row of CSV below `form.skip` lines, the header among them; empty lines are no rows."
     with open_text(path, form) as f:
-        lines = lines_of_text(f)
-        for _ in range(form.skip): next(lines, None)
-        if form.delimiter == " ":
-            yield from ((i, line.split()) for i, line in enumerate(lines, form.skip + 1) if line.strip())
-            return
-        reader, line = csv.reader(lines, delimiter=form.delimiter), form.skip + 1
-        for cells in reader:
-            if cells: yield line, cells
-            line = form.skip + reader.line_num + 1
+        rows = _all_rows(f, form)
+        if form.below and (header := next(rows, None)):
+            yield header
+            for _ in range(form.below): next(rows, None)
+        yield from rows
 
-# %% ../../nbs/10_data.formats.ipynb #7b5cf44f
-_NUMBER = re.compile(r"\s*[-+]?(\d+([.,]\d*)?|[.,]\d+)([eE][-+]?\d+)?\s*|\s*[-+]?(nan|inf)\s*", re.IGNORECASE)
-
-def _cells(lines: list[str], delimiter: str) -> list[list[str]]:
-    if delimiter == " ": return [line.split() for line in lines if line.strip()]
-    try: return [row for row in csv.reader(lines, delimiter=delimiter) if row]
-    except csv.Error: return [line.rstrip("\r\n").split(delimiter) for line in lines if line.strip()]
-
-def find_delimiter(lines: list[str]) -> str:
-    "What parts the cells of these lines: rows alike, most cells in the header, most numbers below it."
-    best, delimiter = (False, 1, 0), ","
-    for candidate in ",;\t| ":
-        rows = _cells(lines, candidate)
-        if not rows or len(rows[0]) < 2 or (candidate == " " and best[1] > 1): continue
-        alike = sum(len(row) == len(rows[0]) for row in rows) * 2 > len(rows)
-        numbers = sum(bool(_NUMBER.fullmatch(cell)) for row in rows[1:6] for cell in row[:99])
-        score = (alike, len(rows[0]), numbers)
-        if score > best: best, delimiter = score, candidate
-    return delimiter
-
-# %% ../../nbs/10_data.formats.ipynb #4e0796e1
-def find_decimal(rows: list[list[str]]) -> str:
-    "',' where numbers have a decimal comma and none a point, else '.'."
-    cells = [cell.strip() for row in rows[:20] for cell in row if "," in cell or "." in cell]
-    if not any("," in cell for cell in cells): return "."
-    with_comma = sum(bool(re.fullmatch(r"[-+]?\d+,\d+([eE][-+]?\d+)?", cell)) for cell in cells)
-    with_point = sum(bool(re.fullmatch(r"[-+]?\d*\.\d+([eE][-+]?\d+)?", cell)) for cell in cells)
-    return "," if with_comma and not with_point else "."
-
-def holds_numbers(cells: list[str]) -> bool:
-    "Whether a first line is a row of numbers, most of its cells at least, rather than a header (that may be 0, 1, 2)."
-    filled = [cell for cell in cells if cell.strip()]
-    numbers = sum(bool(_NUMBER.fullmatch(cell)) for cell in filled)
-    if [cell.strip() for cell in cells] in ([str(i) for i in range(k, k + len(cells))] for k in (0, 1)): return False
-    return numbers * 2 > len(filled) > 0
+def _all_rows(stream: TextIO, form: FileFormat) -> Iterator[tuple[int, list[str]]]:
+    "The rows of CSV below `form.skip` lines, those of units among them."
+    lines = lines_of_text(stream)
+    for _ in range(form.skip): next(lines, None)
+    if form.delimiter == " ":
+        yield from ((i, line.split()) for i, line in enumerate(lines, form.skip + 1) if line.strip())
+        return
+    if form.line_end: lines = (line.rstrip().removesuffix(form.line_end) + "\n" for line in lines)
+    reader, line = csv.reader(lines, delimiter=form.delimiter, quotechar=form.quote), form.skip + 1
+    for cells in reader:
+        if cells: yield line, cells
+        line = form.skip + reader.line_num + 1
 
 # %% ../../nbs/10_data.formats.ipynb #23814127
-def _lines_before_header(lines: list[str]) -> tuple[int, str | None]:
-    "How many lines of comments, blank lines and Excel's 'sep=;' come first, and the delimiter that they state."
-    stated, skip = None, 0
-    for line in lines:
-        text = line.strip("\ufeff \t\r\n\"")
-        if text.lower().startswith("sep=") and len(text) == 5: stated = text[4]
-        elif text and not text.startswith(("#", "%", "//")): break
-        skip += 1
-    return skip, stated
-
 def _csv_format(form: FileFormat, sample: str) -> FileFormat:
     "How CSV is written, from its first lines."
     lines = sample.splitlines(keepends=True)
     if len(lines) > 1 and len(sample) >= _SAMPLE // 4: lines = lines[:-1]   # the last may be cut
-    skip, stated = _lines_before_header(lines[:1000])
-    below = lines[skip:skip + 60]
-    if not below and not skip: return form
-    delimiter = stated or find_delimiter(below)
-    rows = _cells(below, delimiter)
-    named_above = _cells([lines[skip - 1].lstrip("#%/ \t")], delimiter) if skip else []
-    if not rows: rows = named_above or [[]]
-    if holds_numbers(rows[0]) and named_above and len(named_above[0]) == len(rows[0]) > 1:
-        return replace(form, delimiter=delimiter, decimal=find_decimal(rows), skip=skip, has_header=False,
-                       header=tuple(named_above[0]))
-    has_header = not holds_numbers(rows[0])
-    header = rows[0] if has_header else [str(i + 1) for i in range(len(rows[0]))]
-    if not has_header and _is_e4_file(rows): form = replace(form, notes=(*form.notes, _E4_FILE))
-    return replace(form, delimiter=delimiter, decimal=find_decimal(rows[has_header:]), skip=skip, has_header=has_header,
-                   header=tuple(header))
-
-# %% ../../nbs/10_data.formats.ipynb #cbcae223
-_E4_FILE = ("It looks like a file of an Empatica E4: line 1 is the start in seconds since 1970, line 2 the samples a "
-            "second, and acceleration is in counts of 1/64 g")
-
-def _is_e4_file(rows: list[list[str]]) -> bool:
-    "Whether the first lines are the start and the rate of an E4's sensor."
-    try: start, rate = [float(cell) for cell in rows[0]], [float(cell) for cell in rows[1]]
-    except (ValueError, IndexError): return False
-    return min(start) > 1e9 and len({*start}) == len({*rate}) == 1 and 0 < rate[0] <= 1000
+    layout = find_layout(lines)
+    if layout is None: return form
+    found = {field.name: getattr(layout, field.name) for field in fields(CsvLayout)}
+    if form.encoding.startswith(("utf-16", "utf-32")): found["line_end"] = ""   # lines of bytes are mended
+    return replace(form, **found | {"notes": (*form.notes, *layout.notes)})
 
 # %% ../../nbs/10_data.formats.ipynb #78e12018
 def _is_json_row(line: str) -> bool:
@@ -314,10 +278,12 @@ def _is_json_row(line: str) -> bool:
     return isinstance(row, dict) and not any(isinstance(cell, (dict, list)) for cell in row.values())
 
 def _text_kind(sample: str) -> str:
-    "csv, json, jsonl, arff or ts."
+    "csv, json, jsonl, arff or ts; or html, xml and lfs, which are not read."
     text = sample.lstrip("\ufeff \t\r\n")
     if text[:1] == "[" or text[:1] == "{":
         return "jsonl" if _is_json_row(text.split("\n", 1)[0]) else "json"
+    if text[:1] == "<": return "html" if re.match(r"(?i)<(!doctype )?html", text) else "xml"
+    if text.startswith("version https://git-lfs"): return "lfs"
     if text[:1] not in ("@", "%", "#"): return "csv"
     if re.search(r"(?im)^\s*@relation\b", text): return "arff"
     return "ts" if re.search(r"(?im)^\s*@(problemname|timestamps|classlabel)\b", text) else "csv"
@@ -330,8 +296,10 @@ def _text_format(path: Path, compression: str | None, sample: bytes) -> FileForm
         if path.suffix.lower() == ".mat": return FileFormat("mat", compression)
         raise UserError(f"{path} cannot be read: it is no text, and of no format that is known here. "
                         "Save it as Parquet, or as CSV in UTF-8.")
-    note = (f"{path.name} is no UTF-8 text: it is read as {encoding}",) if encoding in ("cp1252", "latin-1") else ()
-    form = FileFormat(_text_kind(text), compression, encoding, notes=note)
+    kind, is_old = _text_kind(text), encoding in ("cp1252", "latin-1")
+    if kind in TOLD: raise refusal(path, kind)
+    note = f"{path.name} is no UTF-8 text: it is read as {encoding} (save it in UTF-8 if its words look wrong)"
+    form = FileFormat(kind, compression, encoding, notes=(note,) if is_old else ())
     return _csv_format(form, text) if form.kind == "csv" else form
 
 # %% ../../nbs/10_data.formats.ipynb #2f27ebd0

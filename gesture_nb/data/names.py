@@ -146,7 +146,8 @@ def time_columns(columns: Iterable[str]) -> list[str]:
 # %% ../../nbs/10_data.names.ipynb #a4b63df9
 def recipe(pairs: dict[str, str]) -> str:
     "`--columns acc_x=ax,…` for the command line, from our names to theirs."
-    return "--columns " + shlex.quote(",".join(f"{ours}={theirs}" for ours, theirs in pairs.items()))
+    quoted = {ours: f'"{theirs}"' if "," in theirs else theirs for ours, theirs in pairs.items()}
+    return "--columns " + shlex.quote(",".join(f"{ours}={theirs}" for ours, theirs in quoted.items()))
 
 def columns_meant(columns: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
     "Our columns `wanted` → the columns that may hold them, each once."
@@ -193,6 +194,7 @@ def renamed(
     if to_predict:
         pairs = {ours: theirs for ours, theirs in pairs.items()
                  if theirs in columns or (ours not in columns and ours in (*channels(), "sequence_id"))}
+    _check_once(source, pairs)
     known = {*OTHER_WORDS, *channels(), *DEMOGRAPHICS, "t", "fold", "phase", "behavior", "orientation"}
     for ours, theirs in pairs.items():
         if theirs not in columns:
@@ -207,6 +209,13 @@ def renamed(
             raise UserError(f"{source}: --columns calls the column '{theirs}' {ours}, but there is a column '{ours}' "
                             f"already. Rename that one too: --columns {ours}={theirs},old_{ours}={ours}.")
     return {theirs: ours for ours, theirs in pairs.items()}
+
+def _check_once(source: str, pairs: dict[str, str]) -> None:
+    "`UserError` for a column that gets two names."
+    for ours, theirs in pairs.items():
+        other = next((name for name, column in pairs.items() if column == theirs and name != ours), None)
+        if other: raise UserError(f"{source}: --columns gives the column '{theirs}' two names, {ours} and {other}. "
+                                  "Name it once; in Python a copy of the column can have the other name.")
 
 def listed(names: Iterable[str], limit: int = 12) -> str:
     "`'a', 'b', … .`: the first names, quoted, as the end of a sentence."

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from ..config import Settings
+from ..parsers import parse
 
 # %% ../../nbs/10_data.options.ipynb #67c4611e
+_PARSERS = {setting.name: setting.metadata["parse"] for setting in fields(Settings) if "parse" in setting.metadata}
+
 @dataclass(frozen=True)
 class ReadOptions:
     "What is stated about recordings; each field is the setting of that name."
@@ -27,6 +30,13 @@ class ReadOptions:
     group_column: str | None = None             # takes the place of the subject when folds are made
     fold_column: str | None = None              # must be there, with the folds
     trained: Mapping | None = field(default=None, compare=False)   # `findings['units']` of a run: data are held to it
+
+    def __post_init__(self):
+        "Checks each field as the setting of its name; `UserError` for one that is not accepted."
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if not option.compare or value is option.default or value is None: continue
+            object.__setattr__(self, option.name, parse(_PARSERS[option.name], value, f"The setting {option.name}"))
 
     @property
     def stated(self) -> dict[str, object]:

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..sensors import channels as all_channels
 from .csv_files import file_progress
 from .formats import open_bytes
+from .names import SENSOR_WORDS, plain_name
 from .parsing import IDS, FileLocation
 
 if TYPE_CHECKING:
@@ -54,9 +55,15 @@ def _is_cell(kind: "pa.DataType") -> bool:
     no_cells = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
     return not any(test(kind) for test in no_cells)
 
+_SENSORS = {word for words in SENSOR_WORDS.values() for word in words}
+
 def cell_columns(location: FileLocation, schema: "pa.Schema", names: list[str] | None = None) -> list[str]:
     "The columns of numbers and words. `UserError` where an id, a gesture or a channel is of another type."
     known = {*IDS, "gesture", *all_channels()}
+    for field, name in zip(schema, names or schema.names):
+        if not _is_cell(field.type) and plain_name(name) in _SENSORS:
+            raise location.error(f"it holds {str(field.type)[:60]} values, not one number a row", column=name,
+                                 hint=f"Write its parts as columns {name}_x, {name}_y and {name}_z, or drop it.")
     for field, name in zip(schema, names or schema.names):
         if name in known and not _is_cell(field.type):
             message = f"it holds {str(field.type)[:60]} values, not numbers or words"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'IDS', 'MAX_WORD', 'FEW_WORDS', 'line_of', 'FileLocation', 'numpy_of', 'floats', 'floats64',
-           'codes_of', 'values_of', 'clean_words', 'second_beginning', 'boundaries', 'check_counter', 'read_metadata',
-           'rate_from_times']
+           'codes_of', 'values_of', 'clean_word', 'cleaned_codes', 'second_beginning', 'boundaries', 'check_counter',
+           'read_metadata', 'rate_from_times']
 
 # %% ../../nbs/10_data.parsing.ipynb #d3708e89
 import csv
@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import UserError
 from ..sensors import LARGEST_READING
 from .formats import FileFormat, rows_of_text
-from .sequences import offsets_of
+from .times import medians_by_sequence
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -130,7 +130,15 @@ def codes_of(column: "pa.Array | pa.ChunkedArray") -> tuple[np.ndarray, np.ndarr
     codes = numpy_of(column.indices.cast(pa.int32()).fill_null(-1))
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return codes, numpy_of(values)
-    words = np.array(values.cast(pa.string()).to_pylist(), dtype=str)
+    return _one_code_a_word(codes, np.array(_words_in(values), dtype=str))
+
+def _words_in(values: "pa.Array") -> list[str]:
+    "The words of a dictionary."
+    import pyarrow as pa
+    return values.cast(pa.string()).to_pylist()
+
+def _one_code_a_word(codes: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Codes and words, each word once, and -1 for empty ones."
     if len(set(words.tolist())) < len(words):  # NumPy drops zero bytes at the end of a word
         words, same = np.unique(words, return_inverse=True)
         codes = np.where(codes < 0, np.int32(-1), same.astype(np.int32)[codes])
@@ -146,20 +154,27 @@ def values_of(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.append(values.astype(f"<U{width}"), "")[codes]
 
 # %% ../../nbs/10_data.parsing.ipynb #a24a324a
-def clean_words(codes: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, list[str]]]:
-    """Codes and words without blanks around them and with accents in one spelling (NFC); and which became one.
+def clean_word(word: str) -> str:
+    "A word with accents in one spelling (NFC), without blanks and invisible characters around it."
+    word = unicodedata.normalize("NFC", word)
+    if word[:1].isalnum() and word[-1:].isalnum(): return word
+    hidden = lambda letter: letter.isspace() or letter < " " or letter == "\x7f" or unicodedata.category(letter) == "Cf"
+    seen = [i for i, letter in enumerate(word) if not hidden(letter)]
+    return word[seen[0]:seen[-1] + 1] if seen else ""
 
-    What is empty then has the code -1.
-    """
-    if words.dtype.kind != "U": return codes, words, {}
-    clean = [unicodedata.normalize("NFC", word).strip() for word in words.tolist()]
-    if clean == words.tolist(): return codes, words, {}
-    kept, same = np.unique(np.array(clean, str), return_inverse=True)
-    codes = np.where(codes < 0, np.int32(-1), same.astype(np.int32)[codes])
-    if (kept == "").any(): codes = np.where(kept[codes] == "", np.int32(-1), codes)
+def cleaned_codes(column: "pa.Array | pa.ChunkedArray") -> tuple[np.ndarray, np.ndarray, dict[str, list[str]]]:
+    """Codes int32 `[rows]` (-1 is missing) and the values that they stand for, words clean; and which became one."""
+    import pyarrow as pa
+    column = _dictionary_array(column)
+    if _has_numbers(column.dictionary.type) and not pa.types.is_decimal(column.dictionary.type):
+        return *codes_of(column), {}
+    codes = numpy_of(column.indices.cast(pa.int32()).fill_null(-1))
+    words = ["" if word is None else word for word in _words_in(column.dictionary)]
+    clean = [clean_word(word) for word in words]
     spellings = {}
-    for old, new in zip(words.tolist(), clean): spellings.setdefault(new, []).append(old)
-    return codes, kept, {new: old for new, old in spellings.items() if new and len(old) > 1}
+    for old, new in zip(words, clean): spellings.setdefault(new, []).append(old)
+    merged = {new: old for new, old in spellings.items() if new and len(old) > 1}
+    return *_one_code_a_word(codes, np.array(clean, dtype=str)), merged
 
 # %% ../../nbs/10_data.parsing.ipynb #32b9111f
 IDS = ("sequence_id", "subject", "sequence_counter")
@@ -242,6 +257,14 @@ def _labels(location: FileLocation, codes, words, offsets) -> np.ndarray | None:
     return values_of(codes[offsets[:-1]], words).astype(str)
 
 # %% ../../nbs/10_data.parsing.ipynb #07497d0e
+def _labels_or_note(location: FileLocation, codes, words, offsets, notes: list[str] | None) -> np.ndarray | None:
+    "The labels; None, with a note, where they cannot be used and are not needed."
+    try: return _labels(location, codes, words, offsets)
+    except UserError as e:
+        if notes is None: raise
+        notes.append(f"The gestures are left out, since training would refuse them: {e}")
+        return None
+
 MAX_WORD, FEW_WORDS = 1000, 1000   # longer words are no metadata; more different ones are looked at only if need be
 
 def _varies(column, offsets: np.ndarray) -> bool:
@@ -260,20 +283,22 @@ def read_metadata(
     rest: "pa.Table",       # neither ids nor channels
     offsets: np.ndarray,
     merged: dict[str, list[str]] | None = None,   # filled: labels of which several became one
+    notes: list[str] | None = None,   # hears why labels are left out; None: such labels are refused
 ) -> dict[str, np.ndarray]:
     "Metadata `[n]` from the columns that do not change inside sequences."
     meta = {}
     for name in rest.column_names:
+        if name == "gesture":
+            codes, words, spellings = cleaned_codes(rest[name])
+            if merged is not None: merged.update(spellings)
+            labels = _labels_or_note(location, codes, words, offsets, notes)
+            if labels is not None: meta[name] = labels
+            continue
         column = _dictionary_array(rest[name])
-        if name not in ("phase", "behavior", "gesture") and _varies(column, offsets): continue
+        if name not in ("phase", "behavior") and _varies(column, offsets): continue
         codes, words = codes_of(column)
         if name == "phase": meta["gesture_start"] = _gesture_start(codes, words.astype(str), offsets)
         elif name == "behavior": meta["opening"] = values_of(codes[offsets[:-1]], words.astype(str))
-        elif name == "gesture":
-            codes, words, spellings = clean_words(codes, words)
-            if merged is not None: merged.update(spellings)
-            labels = _labels(location, codes, words, offsets)
-            if labels is not None: meta[name] = labels
         elif _first_change(codes, offsets) is None: meta[name] = values_of(codes[offsets[:-1]], words)
     return meta
 
@@ -290,7 +315,7 @@ def rate_from_times(time: np.ndarray, offsets: np.ndarray, medians: np.ndarray |
     sequence = np.repeat(np.arange(n), np.diff(offsets))
     usable = (np.diff(sequence) == 0) & (step > 1 / LARGEST) & (step < LARGEST)
     step, sequence = step[usable], sequence[1:][usable]
-    if medians is None: medians = _median_steps(step, sequence, n)
+    if medians is None: medians = medians_by_sequence(step, np.bincount(sequence, minlength=n))
     median = medians[sequence]
     near = np.abs(step - median) <= median / 2
     with np.errstate(all="ignore"):
@@ -299,10 +324,4 @@ def rate_from_times(time: np.ndarray, offsets: np.ndarray, medians: np.ndarray |
     return np.where(known, rate, np.nanmedian(rate) if known.any() else np.nan).astype(np.float32)
 
 # %% ../../nbs/10_data.parsing.ipynb #dcf080b8
-def _median_steps(step: np.ndarray, sequence: np.ndarray, n: int) -> np.ndarray:
-    "float64 `[n]`: the (upper) median step of each sequence, NaN where there is none."
-    count = np.bincount(sequence, minlength=n)
-    by_sequence = step[np.lexsort((step, sequence))]
-    medians = np.full(n, np.nan)
-    medians[count > 0] = by_sequence[(offsets_of(count)[:-1] + count // 2)[count > 0]]
-    return medians
+#| export

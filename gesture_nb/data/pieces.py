@@ -71,13 +71,25 @@ def _unit_of_clock(column: "pd.Series") -> str:
     size = column.abs().max()
     return next((unit for unit, limit in (("s", 1e11), ("ms", 1e14), ("us", 1e17)) if not size >= limit), "ns")
 
+def _seconds(location: FileLocation, column: "pd.Series", unit: str) -> np.ndarray:
+    "Times of intervals in seconds; '0:03' and '00:00:03.5' count from the beginning, or from midnight."
+    import pandas as pd
+    if column.isna().any():
+        raise location.error("the cell is empty", int(np.argmax(column.isna())), str(column.name),
+                             "Every interval has a start and an end.")
+    words = column.astype(str).str.strip()
+    if words.str.fullmatch(r"\d+(:\d\d){1,2}(\.\d+)?").all():
+        clock = words.where(words.str.count(":") > 1, "00:" + words)
+        return pd.to_timedelta(clock).dt.total_seconds().to_numpy()
+    times = seconds_of(location, column, unit)
+    return times.start + times.t
+
 def read_intervals(path: Path, unit: str | None = None) -> list[Interval]:
     "The intervals of a file. `UserError` for one that ends before it begins, or that overlaps another."
     location, frame = FileLocation(path, True), read_raw(path).frame
     column = _columns_of_intervals(location, list(frame.columns))
     unit = unit or _unit_of_clock(frame[column["end"]])
-    times = (seconds_of(location, frame[column[k]], unit) for k in ("start", "end"))
-    start, end = (t.start + t.t for t in times)
+    start, end = (_seconds(location, frame[column[k]], unit) for k in ("start", "end"))
     words = {k: words_of(frame[column[k]]) for k in ("label", "subject", "recording") if k in column}
     intervals = []
     for i in range(len(frame)):
@@ -121,6 +133,8 @@ def _clock(t: np.ndarray, intervals: list[Interval], name: str) -> np.ndarray:
     slack = 0.5 * (t[-1] - t[0]) / max(len(t) - 1, 1)
     if first <= t[-1] and last >= t[0]: return t
     if first >= -slack and first <= t[-1] - t[0]: return t - t[0]
+    midnight = t[0] // 86_400 * 86_400
+    if midnight > 0 and last < 2 * 86_400 and first <= t[-1] - midnight and last >= t[0] - midnight: return t - midnight
     raise UserError(f"{name} runs from {t[0]:.3f} to {t[-1]:.3f} s, but the intervals from {first:.3f} to {last:.3f} "
                     "s: give their times on the recording's clock, or in seconds from its beginning.")
 
@@ -139,7 +153,15 @@ def cut_by_intervals(
         rows = np.flatnonzero((clock >= i.start) & (clock < i.end))
         if len(rows): pieces.append(Piece(rows, i.label, i.owner.get("subject")))
         else: empty.append(i)
+    _check_scale(clock, own, name)
     return pieces, empty
+
+def _check_scale(clock: np.ndarray, own: list[Interval], name: str) -> None:
+    "`UserError` for intervals in seconds from the beginning that are ten times as long as the recording."
+    last, length = max(i.end for i in own), clock[-1] - clock[0]
+    if clock[0] > 1e6 or last <= clock[-1] + 10 * max(length, 1.0): return
+    raise UserError(f"{name} ends at {clock[-1]:.2f} s, but the intervals at {last:.2f} s: write them in seconds. "
+                    "Intervals of other recordings need a column 'recording' or 'subject'.")
 
 # %% ../../nbs/18_data.pieces.ipynb #e4652a20
 def read_duration(text, setting: str) -> float:

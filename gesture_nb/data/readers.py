@@ -20,7 +20,6 @@ from ..errors import UserError, suggestion
 from ..isolation import isolated
 from ..schema import CMI_RATE_HZ, DEMOGRAPHICS, TEST_COLUMNS, TRAIN_COLUMNS
 from ..sensors import SENSORS, sensor_of
-from .assemble import Reading
 from .bundled import spar, spar_path
 from .csv_files import csv_batches
 from .dataframes import columns_of, demographics_of, from_frame, names_in
@@ -41,6 +40,7 @@ from .tidy import (
     table_from_batches,
     with_findings,
 )
+from .timing import Reading
 from .units import settle_units
 
 if TYPE_CHECKING:
@@ -225,10 +225,11 @@ def read_frame(
     options: ReadOptions | None = None,  # what is stated about it
     to_predict: bool = False,       # people and labels may be missing
     reporter=None,                  # hears what was assumed
+    location: FileLocation | None = None,  # what to call its rows
 ) -> SequenceTable:
     "The sequences of a tidy frame. Raises `UserError` for whatever is wrong with it."
     import pyarrow as pa
-    location = FileLocation("the frame", lines=False)
+    location = location or FileLocation("the frame", lines=False)
     names = names_in(frame)
     check_twice(location, names)
     data = pa.table(columns_of(frame, names))

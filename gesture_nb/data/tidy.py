@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..schema import DEMOGRAPHICS
-from .assemble import Reading, assemble
+from .assemble import assemble
 from .csv_files import COUNTED, SURROGATE, UTF8_HINT, csv_batches, is_number
 from .foreign import foreign_table
 from .formats import look_at, rows_of_text
@@ -29,6 +29,7 @@ from .options import ReadOptions
 from .parquet_files import as_broken_file, cell_columns, open_parquet, parquet_batches, parquet_rows
 from .parsing import IDS, LARGEST, FileLocation, floats
 from .sequences import SequenceTable
+from .timing import Reading
 from .units import settle_units
 
 if TYPE_CHECKING:
@@ -223,7 +224,8 @@ def understood(
     left_out = tuple({"name": name, "nearest": column_meant(name)} for name in unused if seen.changing[name])
     is_text = time is not None and time not in seen.numeric
     counted = {"sequence_counter", "sample_rate_hz"} | ({time} if time and not is_text else set())
-    reading = Reading(options, time, to_predict)
+    near = tuple(name for name in unused if time is None and seen.changing[name] and "time" in name.lower())
+    reading = Reading(options, time, to_predict, near=near)
     return Source(location, columns, channels, reading, unused, tuple(counted), left_out)
 
 # %% ../../nbs/11_data.tidy.ipynb #4c54316f
@@ -295,7 +297,7 @@ def with_findings(table: SequenceTable, source: Source, kind: str) -> SequenceTa
     columns = findings["columns"]
     columns = columns | {"left_out": [*source.left_out, *columns["left_out"]]}
     repairs = [note if note.endswith(".") else f"{note}." for note in form.notes]
-    if not form.has_header and source.location.lines:
+    if not form.has_header and source.location.lines and all(name.isdigit() for name in form.header):
         repairs.append("The first line holds numbers: there is no header.")
     return replace(table, findings=findings | {"source": about, "columns": columns,
                                                "repairs": repairs + findings["repairs"]})

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNIT_SECONDS', 'LOWEST_HZ', 'HIGHEST_HZ', 'GAP_STEPS', 'STEP_TOLERANCE', 'IRREGULAR_SHARE',
-           'possible_units', 'rates_by_unit', 'choose_unit', 'calendar_seconds', 'Steps', 'measure_steps', 'Piece',
-           'resample']
+           'possible_units', 'rates_by_unit', 'choose_unit', 'calendar_seconds', 'Steps', 'measure_steps',
+           'medians_by_sequence', 'Piece', 'resample']
 
 # %% ../../nbs/10_data.times.ipynb #01536292
 from dataclasses import dataclass
@@ -53,18 +53,23 @@ def choose_unit(
     return units[0] if len(units) == 1 else None
 
 # %% ../../nbs/10_data.times.ipynb #c4e9c882
-_OF_DAY = r"^\s*(?P<h>\d{1,2}):(?P<m>\d{2}):(?P<s>\d{2}(?:[.,:]\d+)?)\s*$"
+_OF_DAY = (r"^\s*(?:(?P<d>\d+) days?,? )?(?P<h>\d{1,2}):(?P<m>\d{2}):(?P<s>\d{2}(?:[.,:]\d+)?)\s*$",
+           r"^\s*(?P<m>\d{1,3}):(?P<s>\d{2}[.,]\d+)\s*$")   # 51:07.020 too, but 14:51 could be hours
 
 def _seconds_of_day(words: "pa.Array") -> np.ndarray:
-    "'14:51:07.020' → seconds, float64; NaN for other text."
+    "'14:51:07.020', '51:07.020', '0 days 00:51:07' → seconds, float64; NaN for other text."
     import pyarrow as pa
     import pyarrow.compute as pc
-    parts = pc.extract_regex(words, _OF_DAY)
-    number = lambda key: pc.struct_field(parts, key)
-    seconds = pc.replace_substring_regex(number("s"), r"[,:]", ".").cast(pa.float64())
-    hours, minutes = number("h").cast(pa.float64()), number("m").cast(pa.float64())
-    total = pc.add(pc.add(pc.multiply(hours, 3600.0), pc.multiply(minutes, 60.0)), seconds)
-    return np.asarray(total.to_numpy(zero_copy_only=False), float)
+    for pattern in _OF_DAY:
+        parts = pc.extract_regex(words, pattern)
+        if parts.null_count < len(parts): break
+    total = np.zeros(len(words))
+    for field, seconds in zip("dhms", (86_400, 3600, 60, 1)):
+        if f"?P<{field}>" not in pattern: continue
+        digits = pc.replace_substring_regex(pc.struct_field(parts, field), r"[,:]", ".")
+        if field == "d": digits = pc.if_else(pc.equal(digits, ""), "0", digits)
+        total += seconds * np.asarray(digits.cast(pa.float64()).to_numpy(zero_copy_only=False), float)
+    return total
 
 def _timestamps(words: "pa.Array") -> np.ndarray:
     "Dates with times in any usual spelling → seconds, float64; NaN for other text."
@@ -74,8 +79,18 @@ def _timestamps(words: "pa.Array") -> np.ndarray:
         except pa.ArrowException: pass
     import pandas as pd
     stamps = pd.to_datetime(words.to_pandas(), errors="coerce", utc=True, format="ISO8601")
-    if stamps.isna().all(): stamps = pd.to_datetime(words.to_pandas(), errors="coerce", utc=True, format="mixed")
+    if stamps.isna().all(): stamps = _dates_of_people(words.to_pandas())
     return _stamp_seconds(pa.array(stamps))
+
+def _dates_of_people(words):
+    "Dates such as 8/23/2024 or 23.08.2024; where day and month could be either, the order without jumps in time."
+    import pandas as pd
+    parse = lambda dayfirst: pd.to_datetime(words, errors="coerce", utc=True, format="mixed", dayfirst=dayfirst)
+    by_month = parse(False)
+    if not words.str.match(r"\s*\d{1,2}[./-]\d{1,2}[./-]\d{4}", na=False).any(): return by_month
+    by_day = parse(True)
+    span = lambda stamps: (stamps.isna().sum(), stamps.max() - stamps.min())
+    return by_day if span(by_day) < span(by_month) else by_month
 
 # %% ../../nbs/10_data.times.ipynb #0af530f3
 def _stamp_seconds(stamps: "pa.Array") -> np.ndarray:
@@ -125,13 +140,24 @@ class Steps:
 # %% ../../nbs/10_data.times.ipynb #ffc161ee
 def measure_steps(time: np.ndarray, offsets: np.ndarray) -> Steps:
     "The steps inside sequences of `time` in seconds, float64 `[rows]`."
-    n = len(offsets) - 1
-    sequence, step = sequence_of_row(offsets), np.diff(time, prepend=np.nan)
-    step[offsets[:-1]] = np.nan
+    first = offsets[:-1]
+    step = np.empty(len(time))
+    np.subtract(time[1:], time[:-1], out=step[1:])
+    step[first] = np.nan
     forward = step > 0
-    steps_forward = step[forward]
-    median = _medians(steps_forward, sequence[forward], n)
-    of_row = np.repeat(median, np.diff(offsets))
+    median = medians_by_sequence(step[forward], np.add.reduceat(forward, first, dtype=np.int64))
+    low, high = np.fmin.reduceat(step, first), np.fmax.reduceat(step, first)
+    with np.errstate(invalid="ignore"):
+        even = np.maximum(high - median, median - low) <= STEP_TOLERANCE * median
+    if not (even | np.isnan(low)).all(): return _uneven_steps(step, forward, median, offsets)
+    none, nowhere = np.zeros(len(first)), np.zeros(0, np.int64)
+    return Steps(median, none, none, nowhere, nowhere, float(np.fmin.reduce(low, initial=np.inf)),
+                 float(np.fmax.reduce(high, initial=0)))
+
+def _uneven_steps(step: np.ndarray, forward: np.ndarray, median: np.ndarray, offsets: np.ndarray) -> Steps:
+    "The same where some steps are far from the median."
+    n, sequence, steps_forward = len(median), sequence_of_row(offsets), step[forward]
+    of_row = median[sequence]
     with np.errstate(invalid="ignore"):
         gap = step > GAP_STEPS * of_row
         off = np.abs(step - of_row) > STEP_TOLERANCE * of_row
@@ -142,12 +168,13 @@ def measure_steps(time: np.ndarray, offsets: np.ndarray) -> Steps:
     return Steps(median, share(off), share(repeated), np.flatnonzero(gap), np.flatnonzero(step < 0),
                  float(steps_forward.min(initial=np.inf)), float(steps_forward.max(initial=0)))
 
-def _medians(step: np.ndarray, sequence: np.ndarray, n: int) -> np.ndarray:
-    "float64 `[n]`: the (upper) median step of each sequence, NaN where there is none."
-    count = np.bincount(sequence, minlength=n)
-    by_sequence = step[np.lexsort((step, sequence))]
-    medians = np.full(n, np.nan)
-    medians[count > 0] = by_sequence[(offsets_of(count)[:-1] + count // 2)[count > 0]]
+def medians_by_sequence(step: np.ndarray, count: np.ndarray) -> np.ndarray:
+    "float64 `[n]`: the (upper) median of each sequence's steps, `count` `[n]` of them; NaN where there is none."
+    medians, start = np.full(len(count), np.nan), offsets_of(count)[:-1]
+    for k in np.unique(count[count > 0]):   # sequences of one length at once
+        same = np.flatnonzero(count == k)
+        rows = step[start[same][:, None] + np.arange(k)]
+        medians[same] = np.partition(rows, k // 2, axis=1)[:, k // 2]
     return medians
 
 # %% ../../nbs/10_data.times.ipynb #07bbf776

@@ -224,12 +224,20 @@ def announced(
     trained_hz: float | None,          # the rate of the run that is asked
     say: Callable[[str], None],
 ) -> Iterator[SequenceTable]:
-    "The blocks, after saying what was understood of the first."
-    for i, table in enumerate(tables):
-        if i == 0:
+    "The blocks, after saying what was understood of the first; at the end, how many recordings they were."
+    rates, counts, warned = set(), [], False
+    for table in tables:
+        if not counts:
             shown = {title: text for title, text in overview(understand(table)).items() if text}
             for title in ("Sample rate", "Channels", "Left out", "Units"):
                 if title in shown: say(f"{title}: {shown[title]}")
-            warning = rate_warning(table, trained_hz)
-            if warning: say(warning)
+        warning = "" if warned else rate_warning(table, trained_hz)
+        if warning: say(warning)
+        warned = warned or bool(warning)
+        rates.update(_rates(table) or ())
+        counts.append((len(table), table.rows))
         yield table
+    if len(counts) < 2: return
+    count, rows = np.sum(counts, 0).tolist()
+    rate = f", {_range(min(rates), max(rates))} Hz" if rates else ""
+    say(f"In all: {_count(count, 'recording')}, {_count(rows, 'row')}{rate}")

@@ -95,13 +95,15 @@ p{margin:.4rem 0;max-width:46rem}
 .cards small{display:block;font-size:.82rem;font-weight:400;color:#4a5568}
 .scroll{overflow-x:auto;margin:.6rem 0}
 table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;color:#4a5568;font-size:.85rem;padding:0 0 .4rem}
+caption{text-align:left;color:#4a5568;font-size:.85rem;padding:0 0 .4rem;max-width:calc(100vw - 2.5rem)}
 th,td{padding:.34rem .7rem;border-bottom:1px solid #e6eaf0;text-align:left;
   vertical-align:middle;overflow-wrap:break-word;unicode-bidi:isolate}
-th[scope=row],.text{max-width:26rem;overflow-wrap:anywhere}
-th[scope=row]{font-weight:500}
+.text{max-width:26rem;overflow-wrap:anywhere}
+th[scope=row]{font-weight:500;max-width:26rem}
 thead th{font-size:.82rem;color:#4a5568;font-weight:600;border-bottom:2px solid #c5ccd8;white-space:nowrap}
 .num{text-align:right;white-space:nowrap}
+td.text{min-width:5.5rem}
+td.text:last-child{min-width:11rem}
 tr.strong>*{font-weight:700;background:#eef3fb}
 .bar{display:block;min-width:7rem;height:.7rem;background:#e9eef6;border-radius:.2rem}
 .bar i{display:block;height:100%;background:#2457a6;border-radius:.2rem}
@@ -112,6 +114,7 @@ details{margin:.6rem 0}
 summary{cursor:pointer;color:#2457a6}
 summary:focus-visible,.scroll:focus-visible{outline:3px solid #8fb4e3}
 code{font-size:.9em}
+@media(max-width:40rem){th[scope=row]{max-width:14rem}}
 @media print{body{max-width:none;padding:0}details>*{display:block}section{break-inside:avoid}}
 """
 

@@ -26,9 +26,10 @@ from ..data.readers import read_competition, read_recordings
 from ..data.sequences import SequenceTable, blocks, slice_sequences
 from ..data.stream import stream_sequences
 from ..evaluation.decode import argmax_rule
-from ..files import kind_of
+from ..files import absolute, kind_of
 from ..parsers import parse
 from ..parsers import path as path_parser
+from ..text import printable
 from ..training.decision import Decider, Decision
 from ..training.recordings import count_known
 from ..training.results import RESULTS
@@ -47,7 +48,7 @@ def _kind(path: Path) -> str:
 
 def check_parent(path: Path) -> None:
     "`UserError` unless the folder of `path` is there and can be written to, or can be made."
-    nearest = next(parent for parent in path.absolute().parents if _kind(parent))
+    nearest = next(parent for parent in absolute(path).parents if _kind(parent))
     if not nearest.is_dir(): raise UserError(f"{nearest} is not a folder, so {path} cannot be in it.")
     if not os.access(nearest, os.W_OK | os.X_OK): raise UserError(f"Nothing can be written to {nearest}.")
 
@@ -116,7 +117,7 @@ def channel_lines(channels: tuple[str, ...], table: SequenceTable, data: str) ->
         raise UserError(f"{data} has none of the channels that the run was trained on ({_names(missing)}); it has "
                         f"{_names(table.names)}.")
     if not missing: return []
-    return [f"{data} lacks {len(missing)} of the {len(channels)} channels that the run was trained on "
+    return [f"{printable(data)} lacks {len(missing)} of the {len(channels)} channels that the run was trained on "
             f"({_names(missing)}): they count as missing."]
 
 def people_lines(predictor: Predictor, table: SequenceTable, data: str) -> list[str]:
@@ -124,7 +125,7 @@ def people_lines(predictor: Predictor, table: SequenceTable, data: str) -> list[
     if (np.asarray(table.meta["subject"]).astype(str) != "").any(): return []
     joint = predictor.decide.decision.by_person or predictor.fix_orientation is not None
     effect = ", so nothing is concluded from other sequences of the same person" if joint else ""
-    return [f"{data} does not say who made which sequence{effect}."]
+    return [f"{printable(data)} does not say who made which sequence{effect}."]
 
 # %% ../../nbs/79_serving.batch.ipynb #d59ac7f2
 class Noticed:

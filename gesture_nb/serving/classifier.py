@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['check_sequences', 'Input', 'read_input', 'is_tidy', 'EstimatorMixin', 'RoutingMixin', 'SequenceInputMixin',
-           'check_weights', 'GestureClassifier']
+           'warn_of_units', 'check_weights', 'GestureClassifier']
 
 # %% ../../nbs/78_serving.classifier.ipynb #808a4250
 import inspect
+import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import NamedTuple
@@ -16,8 +17,11 @@ import numpy as np
 
 from ..config import Settings, read_settings
 from ..data.arrays import Arrays, arrays_of, check_axes, sequences_of, table_of, unpadded
+from ..data.evidence import measure
+from ..data.options import ReadOptions
 from ..data.readers import read_recordings
 from ..data.sequences import SequenceTable, with_meta
+from ..data.units import settle
 from ..errors import UserError
 from ..evaluation.folds import inner_split
 from ..features.compute import FrameSettings, frame_features
@@ -142,8 +146,9 @@ class SequenceInputMixin(EstimatorMixin, RoutingMixin):
     "Turns the input of an estimator into sequences, labels and batches."
     def _sequences(self, X, fitting: bool, groups=None) -> SequenceTable:
         "`X` as a table; arrays must have as many features as those that were fitted."
-        if is_tidy(X): X = read_recordings(X)
+        if is_tidy(X): X = read_recordings(X, to_predict=not fitting)
         if isinstance(X, SequenceTable):
+            if not fitting: self._check_channels(X)
             if groups is None: return X
             if len(groups) != len(X): raise ValueError(f"groups has {len(groups)} entries for {len(X)} sequences.")
             return with_meta(X, subject=np.asarray(groups).astype(str))
@@ -155,6 +160,14 @@ class SequenceInputMixin(EstimatorMixin, RoutingMixin):
                              f"{self.n_features_in_} features as input.")
         return table_of(found.arrays, self.channels, self.rate_hz, groups)
 
+    def _check_channels(self, table: SequenceTable) -> None:
+        "A `ValueError` if a table has none of the channels that were fitted; a warning if it lacks some."
+        absent = [name for name in self.channels_ if name not in table.names]
+        if len(absent) == len(self.channels_):
+            raise ValueError(f"X has the channels {', '.join(table.names)}, and none of those that "
+                             f"{type(self).__name__} was fitted on: {', '.join(self.channels_)}.")
+        if absent: warnings.warn(f"X lacks {', '.join(absent)}: they count as missing.", UserWarning, stacklevel=4)
+
     def _check_columns(self, X, fitting: bool) -> None:
         "Keeps the names of a frame's columns, or compares them with those that were fitted."
         from sklearn.utils.validation import validate_data
@@ -163,11 +176,13 @@ class SequenceInputMixin(EstimatorMixin, RoutingMixin):
     def _labels(self, X, y) -> np.ndarray:
         "The labels `y`, checked; by default those of the table `X`."
         if y is None and isinstance(X, SequenceTable) and X.labelled: return X.meta["gesture"]
+        from pandas import isna
         from sklearn.utils.multiclass import check_classification_targets
         from sklearn.utils.validation import column_or_1d
         if y is None:
             raise ValueError(f"This {type(self).__name__} estimator requires y to be passed, but the target y is None.")
         y = column_or_1d(y, warn=True)
+        if y.dtype.kind == "O" and isna(y).any(): raise ValueError(f"y has no label for sequence {isna(y).argmax()}.")
         check_classification_targets(y)
         return y
 
@@ -186,6 +201,12 @@ def _fit_member(name: str, settings: Settings, train: Batch) -> Member:
     member = member_class(name)(settings, settings.seed, 0)
     member.fit(train, inner_split=split, reporter=Quiet())
     return member
+
+def warn_of_units(table: SequenceTable) -> None:
+    "Warns of readings that look like another unit, where nobody has said or checked their units."
+    if "units" in table.findings: return
+    for judgement in settle(measure(table), ReadOptions()).refused.values():
+        warnings.warn(f"{judgement.problem}. It is taken as it stands: convert X.", UserWarning, stacklevel=4)
 
 def check_weights(weights, members: Sequence[str]) -> dict[str, float]:
     "Member → its share of the average; a `UserError` unless there is a number from 0 for each, and one above 0."
@@ -229,11 +250,12 @@ class GestureClassifier(SequenceInputMixin):
         y = self._labels(table, y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"There is only one class, {self.classes_[0]!r}: a classifier needs two at least.")
+            raise ValueError(f"There is only one class, '{self.classes_[0]}': a classifier needs two at least.")
         if len(codes) != len(table):
             raise ValueError("Found input variables with inconsistent numbers of samples: "
                              f"{len(table)} sequences, {len(codes)} labels.")
         self.channels_ = table.names
+        warn_of_units(table)
         train = self._batch(table, codes)
         self.weights_ = {name: weight for name, weight in weights.items() if weight}
         self.fitted_ = {name: _fit_member(name, settings, train) for name in self.weights_}
@@ -257,4 +279,7 @@ class GestureClassifier(SequenceInputMixin):
     def score(self, X, y=None, sample_weight=None) -> float:
         "The accuracy of the predicted labels."
         if is_tidy(X): X = read_recordings(X)
-        return float(np.average(self.predict(X) == self._labels(X, y), weights=sample_weight))
+        right = self.predict(X) == self._labels(X, y)
+        if sample_weight is not None and (np.shape(sample_weight) != right.shape or not np.sum(sample_weight) > 0):
+            raise ValueError(f"sample_weight must have {len(right)} numbers, one a sequence, with a sum above 0.")
+        return float(np.average(right, weights=sample_weight))

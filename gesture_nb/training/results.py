@@ -31,7 +31,7 @@ from ..artifacts import (
 from ..config import Settings, UserError, active_members, as_json
 from ..data.sequences import SequenceTable
 from ..data.units import Units
-from ..files import DamagedError, check_file, check_no_links, kind_of, raise_if_memory
+from ..files import DamagedError, check_file, check_folder, check_no_links, kind_of, raise_if_memory
 from ..registry import MEMBERS
 from .budget import Plan
 from .dataset import Dataset
@@ -246,6 +246,7 @@ def unit_folders(
 ) -> dict[str, list[Path]]:
     "Member → folders of its finished units, in the order of folds. Raises `DamagedError` if one is a link."
     found = {}
+    check_folder(Path(out) / "members")
     for manifest in sorted(Path(out).glob(f"members/*/fold*/{MANIFEST}")):
         folder, number = manifest.parent, fold_of(manifest.parent)
         check_no_links(folder, out)

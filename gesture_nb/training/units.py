@@ -30,7 +30,7 @@ from ..artifacts import (
 from ..config import Settings, UserError, active_members, disable_components
 from ..control import StopSignal, TimeUp
 from ..evaluation.folds import assert_disjoint, inner_split
-from ..files import check_no_links, kind_of, require
+from ..files import check_folder, check_no_links, kind_of, require
 from ..models.base import Batch, FoldOptions, Outputs
 from ..models.fold_options import select_options
 from ..models.registry import member_class
@@ -168,9 +168,10 @@ def recover(settings: Settings) -> None:
 _FOLDERS_OF_UNITS = ("members*", "members*/*", "members*/*/fold*", "members*/*/fold*/checkpoint")
 
 def refuse_links(out: Path) -> None:
-    "Raises `DamagedError` if a folder of the run in which something would be written is a link."
+    "Raises `DamagedError` if a folder of the run in which something would be written is a link, or is none."
     for pattern in ("logs", "serving", "features", *_FOLDERS_OF_UNITS):
         for path in out.glob(pattern): check_no_links(path, out)
+    check_folder(out / "members")
 
 # %% ../../nbs/68_training.units.ipynb #801c839c
 def promote_members(out: Path) -> None:
