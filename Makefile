@@ -18,7 +18,7 @@ run: setup
 test: lint drift
 	@$(BIN)/python tools/browser.py
 	@$(BIN)/python tools/notebooks.py test
-	@$(BIN)/python -m pytest tests -ra --durations=10 -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests/test_golden.py tests -ra --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	@$(BIN)/ruff check .

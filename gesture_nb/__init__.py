@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 # %% ../nbs/88_init.ipynb #8007f1d9
-__version__ = "0.2.0"   # settings.ini says the same
+__version__ = "0.3.0"   # settings.ini says the same
 
 _PLACES = {
     "GestureClassifier": "gesture_nb.serving.classifier",

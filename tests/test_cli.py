@@ -239,6 +239,7 @@ def test_unwritable_folder(toy, tmp_path, program):
     assert done.returncode == 2 and "file" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.soak
 def test_keras_alone_with_a_handful_of_steps(toy, tmp_path, program):
     """Four optimizer steps in all: the schedule has hardly room to rise."""
     done = program(
@@ -625,3 +626,81 @@ def test_a_frame_that_is_refused_leaves_what_was_there(toy, tmp_path):
     with pytest.raises(UserError, match="only 6 subjects"):
         gn.train(frame, out=out, folds=99, progress="lines")
     assert (out / "data.parquet").read_text() == "of an earlier run" and not list(out.glob(".*.tmp"))
+
+
+# ------------------------------------------------------------------ help
+
+def shown(command, capsys):
+    """What `gesture-nb COMMAND --help` prints on a terminal of 80 columns."""
+    from gesture_nb.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_shows_what_the_command_reads(capsys, monkeypatch):
+    from gesture_nb.cli import COMMANDS
+    from gesture_nb.settings import setting_fields
+    from gesture_nb.unread import READ_BY, is_read
+
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in COMMANDS:
+        text = shown(command, capsys)
+        assert len(text.splitlines()) < 90, command
+        for name, field in setting_fields().items():
+            if command in READ_BY:
+                assert (f"  {field.option}" in text) == is_read(command, name), (command, name)
+        assert "--without" not in text and "MEMBERS" not in text
+    assert "--members" not in shown("inspect", capsys) and "--members A,B" in shown("train", capsys)
+    assert "any layout" in shown("convert", capsys) and "to predict" in shown("predict", capsys)
+    text = shown("convert", capsys)
+    assert text.index("--to FILE") < text.index("--pattern") < text.index("--data DATA")
+
+
+def test_the_version_is_printed(capsys):
+    import gesture_nb as gn
+    from gesture_nb.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"gesture-nb {gn.__version__}\n"
+
+
+# ------------------------------------------------------------------ the folder for Kaggle
+
+@pytest.mark.parametrize("there", ["nothing", "other data", "the data"])
+def test_the_notebook_for_kaggle_needs_the_competition_there(there, tmp_path, monkeypatch, capsys):
+    from gesture_nb.serving.gateway import COMPETITION
+    from gesture_nb.serving.kernel import notebook
+
+    inputs, data = tmp_path / "input", tmp_path / "input" / COMPETITION
+    monkeypatch.setenv("KAGGLE_INPUT", str(inputs))
+    monkeypatch.chdir(tmp_path)
+    if there != "nothing":
+        inputs.mkdir()
+    if there == "the data":
+        data.mkdir()
+        (data / "test.csv").write_text("sequence_id")
+    install, paths, settings, _ = ["".join(cell["source"]) for cell in notebook("train")["cells"][1:]]
+    names = {}
+    exec(install, names)
+    if there == "other data":
+        with pytest.raises(SystemExit, match=f"Add Input → {COMPETITION}"):
+            exec(paths, names)
+        return
+    exec(paths + "\n" + settings, names)
+    assert names["settings"]["data"] == ("spar" if there == "nothing" else str(data))
+    assert ("'spar' are used" in capsys.readouterr().out) == (there == "nothing")
+
+
+def test_a_deleted_working_directory_is_said(tmp_path, monkeypatch, capsys):
+    from gesture_nb.cli import main
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["kaggle", "--mode", "train", "--to", "k"]) == 2
+    assert "The working directory has been deleted" in capsys.readouterr().err

@@ -92,9 +92,8 @@ def recipes():
 
 @pytest.mark.parametrize("title", list(recipes()))
 def test_recipes_run_as_they_stand(title, tmp_path):
-    done = run_python(
-        "-c", recipes()[title], folder=tmp_path, timeout=300, GESTURE_NB_MEMBERS="lgbm", GESTURE_NB_FOLDS="2"
-    )
+    small = {"GESTURE_NB_MEMBERS": "lgbm", "GESTURE_NB_FOLDS": "2", "GESTURE_NB_BOOSTING_ROUNDS": "10"}
+    done = run_python("-c", recipes()[title], folder=tmp_path, timeout=300, **small)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

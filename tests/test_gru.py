@@ -77,7 +77,7 @@ def test_import_brings_neither_tensorflow_nor_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("where", ["main thread", "another thread"])
+@pytest.mark.parametrize("where", ["main thread", pytest.param("another thread", marks=pytest.mark.soak)])
 def test_loads_fits_and_answers_without_a_word(where, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
     done = run("""
@@ -203,6 +203,7 @@ def test_a_request_to_stop_saves_the_step_and_the_rest_is_the_same(fitted, tmp_p
     assert history["lr"] == [one_cycle(3 * epoch - 1, 9, SMALL.lr) for epoch in (1, 2, 3)]
 
 
+@pytest.mark.soak   # loader and loop are those of the convolutional net, whose bytes are compared in `make test`
 def test_workers_do_not_change_the_bytes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(COMMON + textwrap.dedent("""

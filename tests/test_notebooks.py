@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith(("_", ".")))
-IN_KERNEL = ("00_", "05_", "54_", "55_", "83_", "84_", "85_", "87_", "90_", "91_", "index")
+IN_KERNEL = ("54_", "55_", "83_", "84_", "90_", "91_", "index")
 CASES = [pytest.param(p, id=p.stem, marks=() if p.name.startswith(IN_KERNEL) else pytest.mark.soak) for p in NOTEBOOKS]
 
 
