@@ -9,16 +9,17 @@ __all__ = ['COMMANDS', 'OWN_OPTIONS', 'Arguments', 'add_settings', 'settings_fro
 
 # %% ../nbs/89_cli.ipynb #ec8cf467
 import argparse
+import os
 import re
 import sys
 from importlib import import_module
 
-from . import parsers
-from .config import UserError, given_settings, setting_fields, suggestion
+from . import __version__, parsers
+from .config import SettingField, UserError, given_settings, setting_fields, suggestion
 from .files import lacks_memory
 from .sinks import guard_streams
 from .text import printable
-from .unread import refuse_unread
+from .unread import is_read, refuse_unread
 
 # %% ../nbs/89_cli.ipynb #c3b5b725
 _MESSAGES = (   # of argparse, and what is said in their place
@@ -57,13 +58,46 @@ def _accepted_by(parser: parsers.Parser):
         except ValueError as e: raise argparse.ArgumentTypeError(parsers.refusal("", text, parser, e).strip()) from None
     return convert
 
+def _file(text: str):
+    "A path that does not end like a folder."
+    if not text.endswith(("/", os.sep)): return _path(text)
+    raise argparse.ArgumentTypeError(f"is '{text}', which ends like a folder: name a file")
+
 _path, _count = _accepted_by(parsers.path), _accepted_by(parsers.integer(1, 10**18))
 
 # %% ../nbs/89_cli.ipynb #e5190ab3
-def add_settings(parser: argparse.ArgumentParser) -> None:
+_METAVARS = {   # what a value looks like; of settings that are not here, it follows from how they are read
+    "output_path": "FOLDER", "feature_store": "FOLDER", "data": "DATA", "columns": "NAME=COLUMN,…",
+    "fold_column": "COLUMN", "group_column": "COLUMN", "progress": "HOW", "decision": "RULE", "acc_unit": "UNIT",
+    "gyr_unit": "UNIT", "quaternion_order": "ORDER", "time_unit": "UNIT", "rate_hz": "HZ", "time_limit_hours": "HOURS",
+    "heartbeat_seconds": "SECONDS", "dl_start_method": "HOW", "units": "HOW", "flip": "HOW",
+}
+_DATA = {   # command → what its --data takes, where that is not what other commands take
+    "predict": "recordings to predict: a file in the layout of the training, or a competition folder, whose test file "
+               "is read",
+    "convert": "recordings to convert: a file or a folder of files in any layout",
+}
+
+_IDLE = {"kaggle": ("data", "feature_store", "run_data_code")}   # accepted, and said to be of this machine only
+
+def _metavar(field: SettingField) -> str:
+    if field.name in _METAVARS: return _METAVARS[field.name]
+    if field.name.startswith("w_"): return "WEIGHT"
+    if field.parse is parsers.flag: return "0|1"
+    if field.parse in (parsers.names, parsers.maybe_names): return "A,B,…"
+    options = re.fullmatch(r"one of ([\w, +-]+)", field.parse.wants)
+    return "|".join(options[1].split(", ")) if options else "N"
+
+def add_settings(
+    parser,         # an `ArgumentParser`, or a group of one
+    command: str,   # whose settings are shown; others are accepted, to be refused in a sentence of our own
+) -> None:
     "Adds one option for each setting, with its short name; former names are accepted but not shown."
     for name, field in setting_fields().items():
-        parser.add_argument(*field.options, dest=name, metavar=name.split("_")[-1].upper(), help=field.help)
+        text = _DATA.get(command, field.help) if name == "data" else field.help
+        is_shown = is_read(command, name) and name not in _IDLE.get(command, ())
+        shown = text.replace("%", "%%") if is_shown else argparse.SUPPRESS
+        parser.add_argument(*field.options, dest=name, metavar=_metavar(field), help=shown)
         for former, option in zip(field.deprecated, field.deprecated_options):
             parser.add_argument(option, dest=former, help=argparse.SUPPRESS)
 
@@ -154,11 +188,11 @@ def _features_options(parser):
                         help="compare full checksums of stored features, and compute damaged ones again")
 
 def _predict_options(parser): 
-    parser.add_argument("--to", type=_path, default="predictions.parquet",
+    parser.add_argument("--to", type=_file, default="predictions.parquet", metavar="FILE",
                         help="the file to write: .csv, or .parquet (also .pq)")
 
 def _evaluate_options(parser):
-    parser.add_argument("--ablate", nargs="?", const="all", metavar="COMPONENTS",
+    parser.add_argument("--ablate", nargs="?", const="all", metavar="A,B,…",
                         help="also train again without each component, or without those named (mixup,ema,…), "
                         "and say what it is worth")
 
@@ -171,8 +205,8 @@ _RAW_OPTIONS = {   # option of `convert` → how it is read, and its help
     "matrices": (str, "a folder with a text file a channel, a line a sequence, as NAME=FILE pairs: "
                       "acc_x=ax.txt,gesture=y.txt"),
     "blank_lines": (bool, "recordings in a file are parted by blank lines"),
-    "cut_at_label": (bool, "cut a recording where its gesture changes"),
-    "label_column": (str, "the column of the gesture, at whose changes recordings are cut"),
+    "cut_at_label": (bool, "cut a recording where its column 'gesture' changes"),
+    "label_column": (str, "the same for a column of another name, which becomes 'gesture'"),
     "intervals": (str, "a file with the columns start, end, label (and perhaps subject, recording) to cut by"),
     "window": (str, "cut recordings into windows of this duration: 3s"),
     "step": (str, "from the beginning of one window to the next: 1.5s; unset: as --window"),
@@ -182,26 +216,27 @@ def _inspect_options(parser):
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
 
 def _convert_options(parser):
-    parser.add_argument("--to", type=_path, required=True, help="the tidy file to write: .parquet or .csv")
+    parser.add_argument("--to", type=_file, required=True, metavar="FILE",
+                        help="the tidy file to write: .parquet or .csv")
     for name, (kind, text) in _RAW_OPTIONS.items():
         how = {"action": "store_true"} if kind is bool else {"metavar": name.split("_")[-1].upper()}
         parser.add_argument("--" + name.replace("_", "-"), help=text.replace("%", "%%"), **how)
 
 # %% ../nbs/89_cli.ipynb #d1b35236
 def _simulate_options(parser):
-    parser.add_argument("--to", type=_path, required=True, help="the new folder to write")
-    parser.add_argument("--sequences", type=_count, default=8151, help="training sequences")
-    parser.add_argument("--test-sequences", type=_count, default=500, help="test sequences")
+    parser.add_argument("--to", type=_path, required=True, metavar="FOLDER", help="the new folder to write")
+    parser.add_argument("--sequences", type=_count, metavar="N", default=8151, help="training sequences")
+    parser.add_argument("--test-sequences", type=_count, metavar="N", default=500, help="test sequences")
 
 def _kaggle_options(parser):
-    parser.add_argument("--to", type=_path, required=True, help="the new folder to write")
-    parser.add_argument("--user", default="me", help="your Kaggle user name")
+    parser.add_argument("--to", type=_path, required=True, metavar="FOLDER", help="the new folder to write")
+    parser.add_argument("--user", default="me", metavar="NAME", help="your Kaggle user name")
     parser.add_argument("--mode", choices=("serve", "train"), default="serve",
                         help="serve the run's members, or train on Kaggle")
     parser.add_argument("--gpu", action=argparse.BooleanOptionalAction,
                         help="ask Kaggle for a GPU, or not; unset: to train with --preset full")
-    parser.add_argument("--python", default="3.12", help="the version of Python there")
-    parser.add_argument("--wheels", type=_path,
+    parser.add_argument("--python", default="3.12", metavar="VERSION", help="the version of Python there")
+    parser.add_argument("--wheels", type=_path, metavar="FOLDER",
                         help="a folder of wheels to attach, instead of asking the package index")
 
 # %% ../nbs/89_cli.ipynb #821f7254
@@ -213,25 +248,43 @@ OWN_OPTIONS = {"run": _restart_option, "train": _restart_option, "features": _fe
                "inspect": _inspect_options, "convert": _convert_options, "kaggle": _kaggle_options}
 
 # %% ../nbs/89_cli.ipynb #3af4c204
+class _Help(argparse.HelpFormatter):
+    "Room for most options on the line where their meaning begins; the value of an option with two names is named once."
+    def __init__(self, prog, **kwargs): super().__init__(prog, max_help_position=26, **kwargs)
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings or action.nargs == 0: return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+def _add_command(commands, name: str) -> None:
+    "Adds a command: its own options first, then the settings that it reads."
+    function = COMMANDS[name]
+    command = commands.add_parser(name, help=function.__doc__, description=function.__doc__, allow_abbrev=False,
+                                  usage=f"gesture-nb {name} [OPTION …]", formatter_class=_Help, add_help=False)
+    command.set_defaults(function=function)
+    own = command.add_argument_group("options")
+    if name in OWN_OPTIONS: OWN_OPTIONS[name](own)
+    own.add_argument("-h", "--help", action="help", help="show this help and exit")
+    add_settings(command.add_argument_group("settings"), name)
+
 def parser() -> Arguments:
     "The whole command line."
     top = Arguments("gesture-nb", allow_abbrev=False,
                     description="Hand gestures from wrist sensors: train, evaluate, report, serve.")
+    top.add_argument("--version", action="version", version=f"gesture-nb {__version__}", help="print the version")
     top.add_argument("--import", metavar="MODULE", action="append",
                      help="a module that registers members, sensors, sinks or decision rules")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, function in COMMANDS.items():
-        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__, allow_abbrev=False)
-        command.set_defaults(function=function)
-        add_settings(command)
-        if name in OWN_OPTIONS: OWN_OPTIONS[name](command)
+    for name in COMMANDS: _add_command(commands, name)
     return top
 
 # %% ../nbs/89_cli.ipynb #84bf1b1c
 def with_command(argv: list[str]) -> list[str]:
     "The arguments, beginning with `run` when they begin with an option or are empty."
     argv = list(argv)
-    return argv if argv and (not argv[0].startswith("-") or argv[0] in ("-h", "--help")) else ["run", *argv]
+    is_whole = bool(argv) and (not argv[0].startswith("-") or argv[0] in ("-h", "--help", "--version"))
+    return argv if is_whole else ["run", *argv]
 
 # %% ../nbs/89_cli.ipynb #80e38909
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -648,7 +648,7 @@ def test_help_shows_what_the_command_reads(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for command in COMMANDS:
         text = shown(command, capsys)
-        assert len(text.splitlines()) < 90, command
+        assert len(text.splitlines()) < 120, command
         for name, field in setting_fields().items():
             if command in READ_BY:
                 assert (f"  {field.option}" in text) == is_read(command, name), (command, name)
@@ -704,3 +704,54 @@ def test_a_deleted_working_directory_is_said(tmp_path, monkeypatch, capsys):
     gone.rmdir()
     assert main(["kaggle", "--mode", "train", "--to", "k"]) == 2
     assert "The working directory has been deleted" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ what is said at the end, and where things go
+
+@pytest.mark.parametrize("command", ["predict", "convert"])
+def test_a_file_that_ends_like_a_folder_is_refused(command, toy, tmp_path, monkeypatch, capsys):
+    from gesture_nb.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "--data", str(toy), "--to", "x.csv/"]) == 2
+    assert "--to is 'x.csv/', which ends like a folder" in capsys.readouterr().err and not paths(tmp_path)
+
+
+def test_scores_of_another_kind_are_explained():
+    from gesture_nb.app import score_lines, scores_html, served_lines
+
+    entry = {"accuracy": 0.9, "macro_f1": 0.9, "seconds": 1}
+    for decided in ({}, {"decided": True}):
+        metrics = {"members": {"lgbm": entry}, "ensemble": entry | decided}
+        for text in ("\n".join(score_lines(metrics)), scores_html(metrics)):
+            assert ("members: their likeliest class." in text) == bool(decided)
+    line, = served_lines({"sequences": 1, "subjects": 1, "accuracy": 1.0, "macro_f1": 1.0})
+    assert "1 sequence of 1 person " in line
+
+
+def test_serving_finds_the_data_of_the_run(tmp_path, monkeypatch):
+    from gesture_nb import app
+    from gesture_nb.config import read_settings
+    from gesture_nb.progress import Quiet
+
+    settings, data = read_settings({}, out=tmp_path), tmp_path / "cmi"
+    assert app.with_run_data(settings, Quiet()) is settings  # no run
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(app, "read_config", lambda out: {"settings": {"data": str(data)}})
+    assert app.with_run_data(settings, Quiet()) is settings  # the data are gone
+    data.mkdir()
+    (data / "test.csv").write_text("sequence_id")
+    assert app.with_run_data(settings, Quiet()).data == str(data)
+
+
+def test_one_is_singular_and_conversions_are_called_as_their_file(toy):
+    from gesture_nb.data.parquet_files import _title
+    from gesture_nb.data.readers import read_table
+    from gesture_nb.data.sequences import slice_sequences
+    from gesture_nb.text import count_of
+
+    assert [count_of(n, "person", "people") for n in (1, 2, 3000)] == ["1 person", "2 people", "3,000 people"]
+    text = repr(slice_sequences(read_table(str(toy)), 0, 1))
+    assert "1 sequence, " in text and text.endswith(" 1 subject")
+    assert _title(toy.with_name("train.80530975b7b34d8c.parquet")) == "train.csv (as converted before)"
+    assert _title(toy) == toy.name

@@ -549,3 +549,28 @@ def test_streams_whose_clocks_differ_are_said(motions, tmp_path):
     ears = Ears()
     convert(tmp_path, set="subject=anna,gesture=wave", reporter=ears)
     assert any("share 1.98 of 3.98 s" in line for line in ears.lines)
+
+
+def test_labels_under_another_name_and_unknown_columns_are_said_with_the_way_out(motions, tmp_path):
+    words = {f"Spalte {axis}": motions[0].acc[i] for i, axis in enumerate("XYZ")}
+    pd.DataFrame({"Uhr": motions[0].t} | words).to_csv(tmp_path / "long.csv", index=False)
+    with pytest.raises(UserError, match="long.csv: no column is known .* Uhr; Spalte X; Spalte Y; Spalte Z. Name them"):
+        convert(tmp_path / "long.csv")
+    frame = pd.DataFrame(dict(zip(ACC, motions[0].acc)) | {"activity": ["a"] * 5 + ["b"] * (len(motions[0].t) - 5)})
+    with pytest.raises(UserError, match="'activity' changes within a recording.* --label-column activity"):
+        convert(frame, rate_hz=50)
+    assert len(convert(frame, rate_hz=50, label_column="activity")) == 2
+
+
+def test_what_is_written_has_the_units_of_the_program(motions, tmp_path):
+    in_g = folder_of(motions, tmp_path / "raw", lambda frame, i: frame.assign(**{c: frame[c] / 9.80665 for c in ACC}))
+    how = dict(pattern="{gesture}/{subject}_{take}.csv", acc_unit="g")
+    for cut in ({}, {"window": "1s"}):
+        ears = Ears()
+        written = convert(in_g, tmp_path / "a.parquet", reporter=ears, **how, **cut)
+        assert "Acceleration: g, as stated." in ears.lines
+        assert any(line.startswith("Units: acc m/s² (from g, stated") for line in ears.lines)
+        again = convert(tmp_path / "a.parquet", tmp_path / "b.parquet")
+        for table in (written, again, read_recordings(tmp_path / "b.parquet")):
+            assert 8 < np.median(np.linalg.norm(table.channels(ACC), axis=0)) < 12
+        assert np.array_equal(written.channels(ACC), again.channels(ACC))

@@ -314,7 +314,7 @@ def test_a_page_says_what_folds_hold_out():
     metrics["subjects"] = 1
     groups = page(subjects, note="All recordings are of one person (me); folds are by session.")
     assert "1 person," in groups and "of the groups held out" in groups and "<h2>Groups</h2>" in groups
-    single = page(np.array([*"012345"]), note="…, so folds are drawn by recording.")
+    single = page(np.array([*"012345"]), note="…, drawn in another way.", scope="recording")
     assert "of the recordings held out" in single and "<h2>Recordings</h2>" not in single
     assert "people" not in (groups + single).replace("people never seen", "")
 

@@ -195,7 +195,11 @@ def test_one_person_is_held_out_by_session_or_by_recording():
     groups = fold_groups(meta, None, y)
     assert groups.kind == "recording" and groups.values.tolist() == meta["sequence_id"]
     note = scope_note(meta["subject"], groups, make_folds(groups.values, y, 4))
-    assert "optimistic" in note and "--group-column" in note
+    assert "optimistic" in note and "'{session}/…'" in note and "This file has" not in note
+    fold = make_folds(groups.values, y, 4)
+    assert "--group-column session." in scope_note(meta["subject"], groups, fold, tuple(meta))
+    nobody = scope_note(["unknown"] * 8, groups, fold)
+    assert "only if all are of one person" in nobody and "--set subject=NAME" in nobody
     pieces = fold_groups(meta | {"recording": list("aabbaabb")}, None, y)   # of two recordings, each gesture in both
     assert pieces.values.tolist() == list("aabbaabb")
     one_each = fold_groups(meta | {"recording": list("xyxyxyxy")}, None, y)   # a file a gesture says nothing

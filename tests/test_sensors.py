@@ -316,7 +316,7 @@ def test_fingerprints_of_frames():
 def test_tables_describe_themselves(heart_rate):
     table = read_recordings(tidy(gesture=["<b>"] * 4 + ["drink"] * 3, sample_rate_hz=25.0))
     html = table._repr_html_()
-    assert "2 of 1 subjects" in html and "acc (3), hr (1)" in html and "25.0 Hz" in html and "<b>" not in html
+    assert "2 of 1 subject" in html and "acc (3), hr (1)" in html and "25.0 Hz" in html and "<b>" not in html
     unlabelled = table_from_arrays([np.zeros((3, 4))], ACC)
     assert "not known" in unlabelled._repr_html_() and "gestures" not in unlabelled._repr_html_()
 

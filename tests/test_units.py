@@ -10,7 +10,7 @@ import pytest
 from conftest import SHARED
 
 from gesture_nb.cli import main as gesture_nb
-from gesture_nb.data.evidence import measure
+from gesture_nb.data.evidence import Evidence, measure
 from gesture_nb.data.options import ReadOptions
 from gesture_nb.data.readers import read_recordings
 from gesture_nb.data.sequences import slice_sequences, table_from_arrays, take
@@ -18,12 +18,14 @@ from gesture_nb.data.understanding import announced, inspect_recordings, rate_wa
 from gesture_nb.data.units import (
     Units,
     UnitsError,
+    _with_findings,
     convert_units,
     read_units,
     settle,
     settle_stream,
     settle_units,
     trained_units,
+    unchecked_units,
 )
 from gesture_nb.errors import UserError
 from gesture_nb.schema import ACC, GRAVITY, GYR, ROT
@@ -180,9 +182,79 @@ def test_slow_turning_in_degrees_is_seen_by_the_other_sensors(names):
 
 
 def test_little_data_accuses_nobody(right):
-    for few in (take(changed(right, acc=1 / GRAVITY, gyr=DEGREES, rot=to_last), [0, 1, 2]), _short(right)):
+    for few in (take(changed(right, acc=1 / GRAVITY, rot=to_last), [0, 1, 2]), _short(right)):
         settled = settle_units(few)
         assert settled.values is few.values
+        assert ("Only 3 recordings: units cannot be checked. acc (median length 1" in unchecked_units(settled)) == (
+            len(few) == 3
+        )
+    assert unchecked_units(settle_units(right)) == unchecked_units(settle_units(_joined(right, 1))) == ""
+    stated = ReadOptions(acc_unit="g", gyr_unit="rad/s")
+    assert unchecked_units(settle_units(take(changed(right, acc=1 / GRAVITY), [0]), stated)) == ""
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_no_gyroscope_measures_is_refused_in_any_number_of_recordings(right, count):
+    few = take(changed(right, gyr=DEGREES), range(count))
+    with pytest.raises(UnitsError, match="turns a second") as refused:
+        settle_units(few)
+    assert "gyr_unit='rad/s'" not in str(refused.value)
+    assert settle_units(few, ReadOptions(gyr_unit="deg/s")).values.max() < 35
+    spike = np.array(take(right, range(count)).values)
+    spike[3:6, 20:22] = 60   # two rows of nonsense accuse nobody
+    settle_units(replace(take(right, range(count)), values=spike))
+
+
+@pytest.mark.parametrize("ratio, way", [(5, "--gyr-unit deg/s"), (1, "--gyr-unit UNIT")])
+def test_what_no_gyroscope_measures_is_refused_where_turning_seems_to_fit(ratio, way):
+    names = np.array([f"s{i}" for i in range(12)])
+    lengths = {"acc_middle": np.full(12, 9.8), "acc_low": np.full(12, 9.0), "acc_together": np.ones(12)}
+    turns = {"gyr_length": np.full((12, 32), 347.0), "turn_share": np.full(12, 1 / ratio), "turn_fit": np.ones(12)}
+    evidence = Evidence(subject=names, sequence=names, acc_square=np.ones((12, 3)), **lengths, **turns)
+    settled = settle(evidence, ReadOptions())
+    assert list(settled.refused) == ["gyr"] and "rad/s" not in settled.refused["gyr"].guess.values()
+    table = table_from_arrays([np.full((3, 40), 200.0)] * 12, GYR, rate_hz=50.0)
+    with pytest.raises(UnitsError, match=way) as refused:
+        _with_findings(table, settled, ReadOptions())
+    assert "gyr_unit='rad/s'" not in str(refused.value)
+
+
+def _joined(table, count):
+    "The table with its rows in `count` long recordings."
+    times = -(-count * 2500 // table.rows)
+    x = np.array_split(np.tile(table.values, times), count, axis=1)
+    return table_from_arrays(x, table.names, rate_hz=50.0)
+
+
+@pytest.mark.parametrize(
+    "form, count",
+    [(form, 3) for form in ("g", "mg", "16 bits", "deg/s", "mdeg/s", "xyzw", "Apple", "iPhone", "board")]
+    + [(form, 1) for form in ("g", "mg", "16 bits", "xyzw", "iPhone")],
+)
+def test_a_few_long_recordings_are_judged_by_their_stretches(right, form, count):
+    changes, options, sentence = FORMS[form]
+    long = _joined(right, count)
+    assert settle_units(long).values is long.values
+    with pytest.raises(UnitsError, match=re.escape(sentence)) as refused:
+        settle_units(changed(long, **changes))
+    assert "stretches of" in str(refused.value) or form not in ("g", "mg", "16 bits")
+    settled = settle_units(changed(long, **changes), ReadOptions(units="auto"))
+    np.testing.assert_allclose(settled.values, long.values, rtol=2e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("source", ["spar", "sim:200", "uhh_gestures", "spsw_har_watch", "wisdm_watch"])
+def test_no_long_stretch_of_right_recordings_is_accused(source, request):
+    shared = source not in ("spar", "sim:200")
+    table = read_recordings(request.getfixturevalue("shared_data") / f"{source}.parquet" if shared else source)
+    groups = [table.meta["subject"] == person for person in np.unique(table.meta["subject"])[:12]]
+    groups += [table.meta["gesture"] == label for label in np.unique(table.meta["gesture"])]
+    for chosen in groups:
+        part = take(table, np.flatnonzero(chosen)[:120])
+        x = np.array_split(part.values, 2, axis=1)
+        for long in (x, x[:1], [part.values[:, : 4 * 500]]):
+            rate = float(table.meta["sample_rate_hz"][0])
+            settled = settle(measure(table_from_arrays(long, table.names, rate_hz=rate)), ReadOptions())
+            assert not set(settled.refused) & {"acc", "gyr"}, settled.refused
 
 
 def _short(table):

@@ -221,7 +221,7 @@ def evaluate(settings: Settings, dataset: Dataset, record: dict, reporter, order
             found[name] = scenario_scores(dataset, labels, settings.seed)
             task.advance()
     about = {"classes": list(dataset.classes), "sequences": n, "subjects": len(np.unique(dataset.subjects)),
-             "folds": dataset.folds, "seed": settings.seed} | ({"note": dataset.note} if dataset.note else {})
+             "folds": dataset.folds, "seed": settings.seed} | dataset.about_folds
     return {"scenarios": found, **about,
             "half": "a random half of all sequences, drawn with the run's seed, is IMU only"}
 

@@ -6,6 +6,7 @@
 __all__ = ['tidy_arrow', 'write_tidy', 'check_target', 'convert', 'from_frame']
 
 # %% ../../nbs/19_data.convert.ipynb #daccc424
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,8 +23,10 @@ from gesture_nb.data.raw_recordings import (  # noqa: F401
 from ..artifacts import atomic_path
 from ..errors import UserError, suggestion
 from ..isolation import isolated
+from ..sensors import sensor_of
 from .arrayfiles import read_arrays, read_matrices, read_ts
 from .arrays import UNKNOWN
+from .names import OTHER_WORDS, column_meant
 from .options import ReadOptions
 from .parsing import FileLocation
 from .pattern import find_files, read_pattern
@@ -33,7 +36,7 @@ from .readers import read_frame, read_recordings
 from .sequences import SequenceTable, sequence_of_row
 from .tidying import Cut, JoinedLocation, tidy_frame  # noqa: F401
 from .understanding import understand
-from .units import settle_units
+from .units import settle_units, unchecked_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,6 +97,27 @@ def _array_table(path: Path, raw: RawOptions, options: ReadOptions) -> SequenceT
     for name, value in raw.constants: table.meta[name] = np.full(len(table), value)
     return table
 
+def _check_label(frame: "pd.DataFrame", options: ReadOptions) -> None:
+    "`UserError` for words in a column that may be the gesture of each row, under another name."
+    if "gesture" in frame: return
+    kept = dict(options.columns)
+    found = [name for name in frame.columns if name not in kept and frame[name].dtype.kind not in "iufbM"
+             and name not in OTHER_WORDS and column_meant(name) == "gesture"]
+    if not found or (frame.groupby("sequence_id", sort=False)[found[0]].nunique() < 2).all(): return
+    raise UserError(f"There is no column 'gesture'. '{found[0]}' changes within a recording, so it may be the label of "
+                    f"each row: --label-column {shlex.quote(found[0])}. If all rows of a recording are one gesture: "
+                    f"--set gesture=NAME, and --columns {shlex.quote(f'{found[0]}={found[0]}')} keeps it.")
+
+def _check_channels(recordings: list[Recording]) -> None:
+    "`UserError` that lists the columns where none is known as a time or a channel."
+    names = [str(name) for recording in recordings for name in recording.frame.columns]
+    if any(name == "t" or sensor_of(name) for name in names): return
+    first = recordings[0]
+    seen = [str(name) for name in first.frame.columns]
+    raise UserError(f"{first.location.path}: no column is known as a time or a sensor. Its columns are "
+                    f"{'; '.join(seen[:20])}{'; …' if len(seen) > 20 else ''}. Name them, ours first: "
+                    "--columns 't=TIME,acc_x=COLUMN,acc_y=COLUMN,acc_z=COLUMN'.")
+
 def _is_named(data) -> bool:
     "Whether the data is one of the names that the reader knows, or a folder of the competition's."
     if not isinstance(data, (str, Path)): return False
@@ -116,7 +140,10 @@ def _table_of(data, raw: RawOptions, options: ReadOptions, log: Log, reporter) -
         seen = list(recordings[0].frame.columns)
         near = suggestion(unknown[0], seen) or f" There are {', '.join(seen[:12])}."
         raise UserError(f"--columns and --label-column name '{unknown[0]}', but no file has such a column.{near}")
-    frame = _complete(tidy_frame(recordings, raw, options, log), log)
+    _check_channels(recordings)
+    frame = tidy_frame(recordings, raw, options, log)
+    if "sequence_id" in frame: _check_label(frame, options)
+    frame = _complete(frame, log)
     stated = frame["sample_rate_hz"] if "sample_rate_hz" in frame else np.full(len(frame), options.rate_hz or np.nan)
     if not options.rate_hz: _check_rate(frame["sequence_id"], frame["t"] if "t" in frame else stated, stated)
     options = _settled_options(options, log)
@@ -211,7 +238,9 @@ def convert(
     if target is not None: write_tidy(table, target)
     if reporter is not None:
         for line in log.lines: reporter.say(f"{line[:1].upper()}{line[1:]}.")
-        for line in understand(table).lines(): reporter.say(line)
+        for line in understand(table).lines_besides_repairs(): reporter.say(line)
+        unchecked = unchecked_units(table)
+        if unchecked: reporter.say(unchecked)
         if target is not None: reporter.say(f"Written to {target}")
     return replace(table, findings=table.findings | {"converted": log.lines})
 

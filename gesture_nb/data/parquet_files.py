@@ -6,6 +6,7 @@
 __all__ = ['BrokenFile', 'as_broken_file', 'open_parquet', 'cell_columns', 'parquet_rows', 'parquet_batches']
 
 # %% ../../nbs/11_data.parquet_files.ipynb #4f2c890a
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,6 +76,11 @@ def parquet_rows(path: Path, compression: str | None = None) -> int:
     "Number of rows of a Parquet file, from its footer. `BrokenFile` if it cannot be read."
     with open_parquet(path, compression) as file: return file.metadata.num_rows
 
+def _title(path: Path) -> str:
+    "The name that people know: of a conversion that was kept, see `data.readers`, that of the CSV file."
+    known = re.fullmatch(r"(.+)\.[0-9a-f]{16}\.parquet", path.name)
+    return f"{known[1]}.csv (as converted before)" if known else path.name
+
 def parquet_batches(
     path: Path,
     reporter=None,
@@ -89,7 +95,7 @@ def parquet_batches(
     with open_parquet(path, compression) as file, as_broken_file(path):
         columns = [f.name for f in file.schema_arrow
                    if names.get(f.name, f.name) not in left_out and _is_cell(f.type)]
-        with file_progress(reporter, f"Reading {path.name}", file.metadata.num_rows, "row") as advance:
+        with file_progress(reporter, f"Reading {_title(path)}", file.metadata.num_rows, "row") as advance:
             for batch in file.iter_batches(rows, columns=columns):
                 for column in batch.columns:
                     if pa.types.is_dictionary(column.type): column.validate(full=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..sensors import sensor_of, sensors
+from ..text import count_of
 
 # %% ../../nbs/01_data.sequences.ipynb #802b10aa
 def offsets_of(lengths: Sequence[int]) -> np.ndarray:
@@ -53,8 +54,9 @@ class SequenceTable:
     def __len__(self) -> int: return len(self.offsets) - 1
     def __repr__(self) -> str:
         groups = " ".join(f"{name}({count})" for name, count in self.channel_counts().items())
-        people = len(np.unique(self.meta["subject"]))
-        return f"SequenceTable: {len(self):,} sequences, {self.rows:,} rows, {groups}, {people} subjects"
+        people = count_of(len(np.unique(self.meta["subject"])), "subject")
+        rows = count_of(self.rows, "row")
+        return f"SequenceTable: {count_of(len(self), 'sequence')}, {rows}, {groups}, {people}"
     def _repr_html_(self) -> str: return table_html(self)
 
     @property
@@ -90,7 +92,7 @@ def _overview(table: SequenceTable) -> dict[str, str]:
     "What a notebook shows of a table: property → text."
     rate = np.asarray(table.meta.get("sample_rate_hz", np.full(len(table), np.nan)), float)
     known = rate[np.isfinite(rate)]
-    overview = {"sequences": f"{len(table):,} of {len(np.unique(table.meta['subject'])):,} subjects",
+    overview = {"sequences": f"{len(table):,} of {count_of(len(np.unique(table.meta['subject'])), 'subject')}",
              "rows": f"{table.rows:,}; {_span(table.lengths.min(), table.lengths.max(), 'a sequence')}",
              "sample rate": _span(known.min(), known.max(), "Hz", 1) if len(known) else "not known",
              "sensors": ", ".join(f"{name} ({count})" for name, count in table.channel_counts().items()),

@@ -40,6 +40,13 @@ def _split(recording: Recording, raw: RawOptions) -> Iterator[tuple[str, np.ndar
             yield (f"{recording.name}#{k + 1}" if count > 1 else recording.name), np.flatnonzero(recording.block == k)
     else: yield recording.name, np.arange(len(frame))
 
+def _blank_lines_note(recording: Recording, raw: RawOptions) -> str:
+    "What to know about blank lines at which a file is not parted; '' if it has none."
+    count = len(np.unique(recording.block))
+    if raw.blank_lines or count < 2 or "sequence_id" in recording.frame: return ""
+    return (f"{recording.location.path} has blank lines between {count:,} stretches of rows, and they are read as one "
+            "recording: if each is a recording, say --blank-lines")
+
 def _times_of(recording: Recording, rows: np.ndarray, options: ReadOptions) -> np.ndarray:
     "The times of some rows in seconds: the recording's, else counted with its rate."
     if "t" in recording.frame: return recording.start + recording.frame["t"].to_numpy(np.float64)[rows]
@@ -118,6 +125,8 @@ def tidy_frame(recordings: list[Recording], raw: RawOptions, options: ReadOption
                 if name in used: raise _same_name(name, used[name], recording)
                 used[name] = recording
             continue
+        blank = _blank_lines_note(recording, raw)
+        if blank and not any(" has blank lines between " in line for line in log.lines): log.note(blank)
         cuts = []
         for name, own in _split(recording, raw):
             if name in used: raise _same_name(name, used[name], recording)

@@ -110,7 +110,9 @@ def judge_gyr(evidence: Evidence, unit: str, with_gravity: bool, before: Mapping
     turning = find_turning(evidence, with_gravity)
     guess, faster = guess_gyr_unit(turning, fast), find_faster(evidence, unit, with_gravity)
     if faster.problem: return Judgement("in two units", faster.problem, {"units": ""}, measured=measured)
-    if not impossible and (turning is None or 0.05 < turning.in_a_radian * factor < 8):
+    likely = turning is None or 0.05 < turning.in_a_radian * factor < 8
+    if not guess and evidence.recordings < FEWEST_SEQUENCES: likely = True   # a few may well be odd
+    if likely and (not impossible or faster.note):
         note = faster.note
         if turning is None and not guess:
             note = f"gyr: {text}, fast for rad/s and slow for deg/s; {unit} is assumed"

@@ -116,12 +116,17 @@ def _classes_text(classes: Mapping[str, int]) -> str:
     if len(classes) <= 6: return ", ".join(f"{printable(label)} {count:,}" for label, count in classes.items())
     return f"{len(classes)}, {_range(min(classes.values()), max(classes.values()))} recordings each"
 
+_OURS = {"acc": "m/s2", "gyr": "rad/s", "rot": "wxyz"}   # what readings are converted to
+
 def _units_text(units: Mapping) -> str:
     "The unit of each sensor, why, and the evidence."
     parts = []
     for name, found in units.get("sensors", {}).items():
+        unit, ours = found["unit"], _OURS.get(name, found["unit"])
         why = {"documented": "", "refused": "not settled; "}.get(found["how"], f"{found['how']}; ")
-        parts.append(f"{name} {unit_name(found['unit']) or 'as it is'} ({why}{found['evidence']})")
+        if found["how"] != "refused" and unit != ours: why = f"from {unit_name(unit)}, {why}"
+        else: ours = unit
+        parts.append(f"{name} {unit_name(ours) or 'as it is'} ({why}{found['evidence']})")
     return "; ".join(parts)
 
 def _channels_text(found: Understanding) -> str:

@@ -175,6 +175,7 @@ def scope_note(
     subjects,             # [n] who made each sequence
     groups: FoldGroups,   # what is in one fold only
     fold,                 # int [n]
+    columns=(),           # of the metadata, so that sessions are pointed at if there are any
 ) -> str | None:
     "What a reader of the scores must know about the folds; None where every person is in one fold."
     people, person = np.unique(_as_names(subjects), return_inverse=True)
@@ -184,14 +185,24 @@ def scope_note(
     if len(people) > 1:
         return (f"Folds are by {groups.kind}, and {torn} of {len(people)} people are in several of them: the scores "
                 "are optimistic for people never seen, who will be recognised less well.")
-    if people[0] == UNKNOWN: who = "Nothing says who made the recordings"
-    else: who = f"All recordings are of one person ({people[0]})"
+    who, holds = _of_whom(people[0])
     if groups.kind != "recording":
-        return (f"{who}; folds are by {groups.kind}. The scores hold for this person only: "
-                "people never seen will be recognised less well.")
-    return (f"{who}, so folds are drawn by recording. The scores hold for this person only and are optimistic, since "
-            "recordings of one occasion are on both sides: people never seen will be recognised less well. "
-            "A column that names the sessions makes them fairer (--group-column session).")
+        return f"{who}; folds are by {groups.kind}. {holds}: people never seen will be recognised less well."
+    return (f"{who}, so folds are drawn by recording. {holds}; they are optimistic, since recordings of one occasion "
+            "are on both sides: people never seen will be recognised less well. Folds by session are fairer. "
+            f"{_sessions_hint(columns)}")
+
+def _of_whom(person: str) -> tuple[str, str]:
+    "(who made the recordings, for whom the scores hold)."
+    if person != UNKNOWN: return f"All recordings are of one person ({person})", "The scores hold for this person only"
+    return ("Nothing says who made the recordings", "The scores hold only if all are of one person (if they are of "
+            "several, name them: --set subject=NAME, or {subject} in the pattern)")
+
+def _sessions_hint(columns) -> str:
+    "How to have folds by session, with or without a column that names the sessions."
+    found = next((name for name in ("session", "session_id", "day") if name in columns), None)
+    if found: return f"This file has a column for them: --group-column {found}."
+    return "Put the session into the pattern, '{session}/…', and train with --group-column session."
 
 # %% ../../nbs/31_evaluation.folds.ipynb #6d8a90b3
 def _label_names(y, classes) -> np.ndarray:

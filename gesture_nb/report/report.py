@@ -21,7 +21,7 @@ from ..evaluation.metric import accuracy_of, bootstrap_interval, confusion_count
 from ..files import kind_of
 from ..isolation import isolated
 from ..show import MAX_NAMED, confusion, png
-from ..text import html_text
+from ..text import count_of, html_text
 from ..training.results import read_config, read_metrics
 from .findings import (
     TITLES,
@@ -58,26 +58,25 @@ def _card(name: str, value: float, predictions: Predictions, classes: list[str])
     return tag("div", tag("dt", TITLES[name]) + tag("dd", f"{value:.3f}" + range_text))
 
 # %% ../../nbs/82_report.report.ipynb #ddc0eef3
-def _count(n: int, one: str, many: str) -> str: return f"{n:,} {one if n == 1 else many}"
+_HELD_OUT = {"subject": ("person", "people"), "group": ("group", "groups"), "recording": ("recording", "recordings")}
 
-def _held_out(note: str | None) -> tuple[str, str]:
-    "What is in one fold only, one and several: people, or what the run's note on its folds says instead."
-    if not note: return "person", "people"
-    return ("recording", "recordings") if "drawn by recording" in note else ("group", "groups")
+def _held_out(results: dict) -> tuple[str, str]:
+    "What is in one fold only, one and several; results of earlier versions say nothing of it but in their note."
+    return _HELD_OUT.get(results.get("scope")) or _HELD_OUT["group" if results.get("note") else "subject"]
 
 def head_section(metrics: dict, predictions: Predictions) -> str:
     "Title, one sentence, and the scores with their intervals."
     classes = metrics["classes"]
     cards = [_card(k, metrics["ensemble"][k], predictions, classes) for k in metric_names(metrics)]
-    people = _count(metrics["subjects"], "person", "people")
-    text = (f"{len(predictions.pred):,} sequences of {people}, {_count(len(classes), 'gesture', 'gestures')}. "
+    people = count_of(metrics["subjects"], "person", "people")
+    text = (f"{len(predictions.pred):,} sequences of {people}, {count_of(len(classes), 'gesture', 'gestures')}. "
             + (metrics.get("note") or "Every prediction was made by models that had never seen the person "
                f"({metrics['folds']} folds by subject)."))
     if predictions.missing:
         text += f" {predictions.missing:,} more sequences have no prediction: their units were left out for time."
     return (tag("h1", "How well gestures are recognised") + tag("p", html_text(text), class_="lead")
             + tag("dl", "".join(cards), class_="cards")
-            + tag("p", f"Intervals: 1,000 bootstrap samples of {_held_out(metrics.get('note'))[1]}.", class_="lead"))
+            + tag("p", f"Intervals: 1,000 bootstrap samples of {_held_out(metrics)[1]}.", class_="lead"))
 
 # %% ../../nbs/82_report.report.ipynb #a5cf8f73
 def members_section(metrics: dict) -> str:
@@ -95,7 +94,7 @@ def members_section(metrics: dict) -> str:
                "the weights shown were found on all folds, and are used for new recordings")
     head = ("member", *(TITLES[name] for name in reversed(names)), "weight", "seconds")
     head_by_fold = ("member", *(f"fold {k + 1}" for k in range(metrics["folds"])))
-    held_out, last = _held_out(metrics.get("note"))[1], [len(rows) - 1]
+    held_out, last = _held_out(metrics)[1], [len(rows) - 1]
     caption_by_fold = f"{_title(names[0])} of the {held_out} held out, by fold"
     by_fold = table(caption_by_fold, head_by_fold, rows_by_fold, last)
     return section("Members", table(caption, head, rows, last), by_fold)
@@ -127,7 +126,7 @@ def people_section(metrics: dict, predictions: Predictions) -> str:
     rows = []
     for share, person, count, f1 in sorted(zip(accuracy, names, n, macro_f1)):
         rows.append((person, count, share, f1, bar(share)))
-    one, many = _held_out(metrics.get("note"))
+    one, many = _held_out(metrics)
     head = (one, "sequences", "accuracy", "macro F1", "")
     caption = ("Hardest first, bars are the accuracy; macro F1 over the gestures that occur among the labels or "
                f"predictions of the {one}")
@@ -181,7 +180,7 @@ def sensors_section(findings: dict) -> str:
         by_class.append((name, *f1))
     of = "of what was held out" if findings.get("note") else "of people never seen"
     caption = f"{_title(metric)} {of}, with sensors removed"
-    interval = f"95 % over {_held_out(findings.get('note'))[1]}"
+    interval = f"95 % over {_held_out(findings)[1]}"
     head = ("scenario", "ensemble", interval, *complete["members"])
     return section("Missing sensors", table(caption, head, rows),
                    folded("By gesture", table("F1 of the ensemble", ("gesture", *scenarios), by_class)))
@@ -203,9 +202,9 @@ def gateway_section(served: dict) -> str:
     "Scores of the sequences that were predicted through the gateway; '' if none was."
     if not served: return ""
     scores = ", ".join(f"{TITLES[k]} {served[k]:.3f}" for k in ("score", "macro_f1", "accuracy") if k in served)
-    of = "" if served.get("note") else f" of {_count(served['subjects'], 'person', 'people')}"
+    of = "" if served.get("note") else f" of {count_of(served['subjects'], 'person', 'people')}"
     unseen = "were not trained with them" if served.get("note") else "never saw these people"
-    sequences = _count(served["sequences"], "sequence", "sequences")
+    sequences = count_of(served["sequences"], "sequence", "sequences")
     text = (f"Predicted one at a time through the gateway, by members that {unseen}: {sequences}{of} "
             f"(fold {served['fold'] + 1}), {scores}.")
     return section("Served", tag("p", html_text(text)))

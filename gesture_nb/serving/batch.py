@@ -29,7 +29,7 @@ from ..evaluation.decode import argmax_rule
 from ..files import absolute, kind_of
 from ..parsers import parse
 from ..parsers import path as path_parser
-from ..text import printable
+from ..text import count_of, printable
 from ..training.decision import Decider, Decision
 from ..training.recordings import count_known
 from ..training.results import RESULTS
@@ -65,6 +65,8 @@ def check_target(
 ) -> Path:
     "The path of the output; `UserError` if it is of another kind, or something would be lost."
     path, hint = parse(path_parser, to, "The output --to"), "choose another name with --to"
+    if str(to).endswith(("/", os.sep)):
+        raise UserError(f"The output --to is '{to}', which ends like a folder: leave out the last '{str(to)[-1]}'.")
     if path.suffix.lower() not in _ENDINGS:
         raise UserError(f"The output --to is '{to}', but must end in .csv for CSV, or in .parquet or .pq for Parquet.")
     if len(path.name.encode()) > _LONGEST_NAME:
@@ -147,7 +149,8 @@ class Noticed:
     def lines(self) -> list[str]:
         "A line about recordings that the run was trained on, if there are any."
         if not self.seen: return []
-        return [f"{self.seen:,} of {self.sequences:,} recordings are among those the run was trained on: "
+        of, verb = count_of(self.sequences, "recording"), "is" if self.sequences == 1 else "are"
+        return [f"{self.seen:,} of {of} {verb} among those the run was trained on: "
                 "their predictions are no test."]
 
 # %% ../../nbs/79_serving.batch.ipynb #2b0421a6

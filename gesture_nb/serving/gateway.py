@@ -26,6 +26,7 @@ import numpy as np
 from ..config import UserError
 from ..progress import Quiet
 from ..schema import GESTURES
+from ..text import count_of
 from .exchange import (
     TestSequences,
     check_label,
@@ -91,7 +92,8 @@ def local_gateway(
     a return value that is no label, raises a `UserError`; the file `out` then stays as it was."""
     labels, reporter = frozenset(map(str, labels)), reporter or Quiet()
     test = read_test_sequences(test, demographics, labels, reporter)
-    title = f"Serving {len(test):,} sequences of {len(test.subjects):,} people, one at a time"
+    people = count_of(len(test.subjects), "person", "people")
+    title = f"Serving {count_of(len(test), 'sequence')} of {people}, one at a time"
     predicted = np.empty(len(test), object)
     def serve(stopped):
         with reporter.task(title, len(test)) as task:

@@ -46,6 +46,7 @@ from ..config import (
     settings_notes,
 )
 from ..control import NOTHING_LEFT, StopSignal
+from ..files import absolute
 from ..progress import Reporter
 from ..schema import GESTURES
 from ..text import printable
@@ -185,7 +186,7 @@ def copy_run(out: Path, to: Path) -> None:
 @contextmanager
 def new_folder(to: Path) -> Iterator[Path]:
     "Yields an empty folder that becomes `to` at the end of the block; if the block fails, nothing is left."
-    to = Path(to).absolute()
+    to = absolute(to)
     tmp = to.with_name(f".{to.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     new = [path for path in to.parents if not path.exists()]
     try:
@@ -220,6 +221,7 @@ def kaggle_folder(
     settings, to = read_settings(**overrides), Path(to)
     check_mode(mode, settings, given_settings({}, **overrides))
     check_account(user, python)
+    absolute(to)   # refused, where the working directory is gone
     check_free(to)
     if wheels is not None and not Path(wheels).is_dir(): raise UserError(f"There is no folder {wheels} (--wheels).")
     others = check_run(settings.output_path) if mode == "serve" else []

@@ -109,6 +109,10 @@ if ATTACHED:   # installs only what is missing; without a runtime for this image
 
 PATHS = """\
 DATA = next((p.parent for p in INPUT.rglob("{competition}/test.csv")), None)
+if DATA is None:
+    if INPUT.is_dir():   # on Kaggle: never hours of training on other recordings
+        raise SystemExit("The competition's data are not attached: Add Input → {competition}.")
+    print("There are no competition data: the bundled recordings 'spar' are used.")
 RUN = Path("run")
 if ATTACHED and (ATTACHED / "run").is_dir() and not RUN.exists():
     shutil.copytree(ATTACHED / "run", RUN)   # inputs are read-only; logs go beside the members"""

@@ -48,6 +48,7 @@ class Dataset:
     groups: np.ndarray | None = None         # str [n]: what is in one fold only, in place of the subject
     note: str | None = None                  # what a reader of the scores must know about the folds
     reading: dict = field(default_factory=dict)   # what was stated about the recordings, and what was understood
+    scope: str = "group"                     # where there is a note: what is in one fold only, 'group' or 'recording'
 
     @property
     def subjects(self) -> np.ndarray:
@@ -55,6 +56,10 @@ class Dataset:
         return self.table.meta["subject"] if self.groups is None else self.groups
     @property
     def folds(self) -> int: return int(self.fold.max()) + 1
+    @property
+    def about_folds(self) -> dict[str, str]:
+        "The note on the folds and its scope, as results keep them; empty where every person is in one fold."
+        return {"note": self.note, "scope": self.scope} if self.note else {}
 
 # %% ../../nbs/62_training.dataset.ipynb #c34d21ce
 def make_batch(
@@ -169,7 +174,7 @@ def make_dataset(
     fold = make_folds(groups, y, settings.folds, settings.seed, given_folds(table, settings), kind)
     reporter.say(f"{table!r}, {len(classes)} gestures, {fold.max() + 1} folds by {kind}")
     for line in unread_folds(settings, int(fold.max()) + 1): reporter.say(line)
-    note = scope_note(table.meta["subject"], FoldGroups(groups, kind), fold)
+    note = scope_note(table.meta["subject"], FoldGroups(groups, kind), fold, tuple(table.meta))
     for line in ([note] if note else []) + fold_warnings(groups, y, fold, classes, kind): reporter.say(line)
     flips = find_repairs(table, y, fold, classes, settings, reporter)
     all_rows, row_of_fold = with_flipped_copies(table, flips.turned) if flips else (table, None)
@@ -177,7 +182,8 @@ def make_dataset(
     frames, summaries = features_of(all_rows, settings, reporter, all_source)
     return Dataset(table, frames, summaries, tuple(classes.tolist()), y.astype(np.int64), fold, source,
                    extra_labels(table), table.meta.get("gesture_start"), flips, row_of_fold,
-                   groups=None if kind == "subject" else groups, note=note)
+                   groups=None if kind == "subject" else groups, note=note,
+                   scope="recording" if kind == "recording" else "group")
 
 # %% ../../nbs/62_training.dataset.ipynb #2d35b987
 def load_dataset(settings: Settings, reporter) -> Dataset:
