@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from gesture_nb.config import UserError
 from gesture_nb.data.sequences import offsets_of
@@ -182,6 +183,29 @@ def test_a_resilient_loader_halves_its_workers_until_none_is_left():
     assert len(restored) == 2 and [s.split("again with ")[1] for s in lines[-2:]] == ["1 worker.", "no workers."]
     assert not multiprocessing.active_children()
     assert order == np.concatenate(list(BatchOrder(20, 4, True, 1))).tolist()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="there is no such signal here")
+def test_workers_are_lost_in_peace_where_another_loader_watches_processes():
+    """PyTorch's handler of SIGCHLD, set by any loader of the main thread, raises wherever that thread is."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        list(DataLoader([np.zeros(1)] * 2, num_workers=1, multiprocessing_context="fork"))
+        assert signal.getsignal(signal.SIGCHLD) is not before
+        for _ in range(5): test_a_resilient_loader_halves_its_workers_until_none_is_left()
+    finally: signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+def test_an_error_that_pytorch_raises_for_a_lost_worker_is_a_lost_worker():
+    attempts, lines = [], []
+    def work(batches):
+        attempts.append(True)
+        if len(attempts) == 1: raise RuntimeError("DataLoader worker (pid 20809) is killed by signal: Killed. ")
+        return "done"
+    dataset = SequenceDataset(frames([4] * 20), np.arange(20), View("tail", 4))
+    with ResilientLoader(dataset, 4, seed=1, workers=1, start_method="fork", say=lines.append) as loader:
+        assert loader.run(work, restore=lambda: None) == "done" and loader.workers == 0
+    assert "no workers" in lines[-1]
 
 
 def test_an_error_of_the_work_itself_is_not_repeated():

@@ -40,6 +40,7 @@ from gesture_nb.features.lost_workers import (  # noqa: F401 (re-exported)
     is_lost_worker,
     pack,
     safe_start_method,
+    unwatch,
     workers_that_fit,
 )
 
@@ -167,6 +168,7 @@ class Loader(DataLoader):
             end_by_force(iterator)
             if is_lost_worker(error): raise LostWorker(f"Data workers cannot be started ({error})") from error
             raise
+        unwatch(iterator)
         if self.iterator is not iterator: end_by_force(iterator)   # ended while it started
         return iterator
 
@@ -190,7 +192,7 @@ class Loader(DataLoader):
         self.fetcher = self.iterator = self._iterator = None
         if fetcher is not None: fetcher.ended.set()
         if iterator is None: return
-        is_running = getattr(iterator, "_worker_pids_set", False)
+        is_running = getattr(iterator, "_workers_status", None) is not None
         if is_running and not lost: end_in_order(iterator)
         if lost or any(worker.is_alive() for worker in getattr(iterator, "_workers", ())): end_by_force(iterator)
         if fetcher is not None and not lost: fetcher.thread.join(1)
@@ -259,6 +261,9 @@ class ResilientLoader:
             if self.loader is None: self.loader = self._new_loader()
             try: return work(self.loader)
             except LostWorker as lost: self._halve_workers(str(lost))
+            except RuntimeError as error:   # of PyTorch's handler of signals, which another loader may have set
+                if not is_lost_worker(error): raise
+                self._halve_workers(str(as_lost(error, self.loader.processes)))
             restore()
 
     def _new_loader(self) -> Loader:

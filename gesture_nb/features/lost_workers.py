@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLL', 'PATIENCE', 'LONGEST', 'THREADED', 'PREFETCH', 'LostWorker', 'Parcel', 'pack', 'Activity',
            'activity', 'death', 'Vigil', 'ignore_interrupts', 'is_lost_worker', 'as_lost', 'safe_start_method',
-           'workers_that_fit', 'end_in_order', 'end_by_force']
+           'workers_that_fit', 'unwatch', 'end_in_order', 'end_by_force']
 
 # %% ../../nbs/26_features.lost_workers.ipynb #ecb7458b
 import multiprocessing
@@ -165,6 +165,13 @@ def workers_that_fit(
     return max((free // size - 2) // PREFETCH, 0)    # one batch is in use, one waits
 
 # %% ../../nbs/26_features.lost_workers.ipynb #4bf111a9
+def unwatch(iterator) -> None:
+    """Takes the workers of an iterator off PyTorch's list of watched processes. Its handler of SIGCHLD, which any other
+    loader in this process may have set, raises for them wherever the main thread is; here their loss is noticed
+    where a batch is awaited."""
+    if getattr(iterator, "_worker_pids_set", False): signal_handling._remove_worker_pids(id(iterator))
+    iterator._worker_pids_set = False
+
 def end_in_order(iterator) -> None:
     "Asks the workers of an iterator of PyTorch to end."
     thread = threading.Thread(target=iterator._shutdown_workers, name="end of workers", daemon=True)
@@ -178,8 +185,7 @@ def end_by_force(iterator) -> None:
     for worker in workers: worker.kill()
     for worker in workers: worker.join(5)
     _remove_shared_memory([worker.pid for worker in workers])
-    if getattr(iterator, "_worker_pids_set", False): signal_handling._remove_worker_pids(id(iterator))
-    iterator._worker_pids_set = False
+    unwatch(iterator)
     if hasattr(iterator, "_pin_memory_thread_done_event"): iterator._pin_memory_thread_done_event.set()
     if hasattr(iterator, "_worker_result_queue"): queues.append(iterator._worker_result_queue)
     for q in queues:
