@@ -32,15 +32,16 @@ _MESSAGES = (   # of argparse, and what is said in their place
 )
 
 class _Once(argparse.Action):
-    "Stores the value of an option; refuses a second one, also under its other name."
+    "Stores the value of an option, the last one where it is repeated; refuses one that comes under both of its names."
     def __call__(self, parser, namespace, values, option_string=None):
-        stored = vars(namespace).setdefault("stored", set())
-        if self.dest in stored: raise argparse.ArgumentError(self, "is given twice: leave one of them out")
-        stored.add(self.dest)
+        stored = vars(namespace).setdefault("stored", {})
+        first = stored.setdefault(self.dest, option_string)
+        if first != option_string:
+            raise argparse.ArgumentError(self, f"is given twice, as {first} and as {option_string}: leave one out")
         setattr(namespace, self.dest, values)
 
 class Arguments(argparse.ArgumentParser):
-    "A parser that raises `UserError` where argparse would print its usage and exit, and for an option given twice."
+    "A parser that raises `UserError` where argparse would print its usage and exit."
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for action in (None, "store"): self.register("action", action, _Once)

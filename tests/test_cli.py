@@ -329,8 +329,6 @@ def test_what_is_refused_leaves_nothing(command, refusal, toy, tmp_path, monkeyp
         ("--import no/module train", "not the name of a module"),
         ("train --import", "--import needs a value"),
         ("train --out x --output-path y", "--out is given twice"),
-        ("train --epochs 3 --epochs 3", "--epochs is given twice"),
-        ("kaggle --to x --to y", "--to is given twice"),
         ("kaggle --to x --user a/b", "--user is 'a/b', but a user name on Kaggle"),
         ("kaggle --to x --python new", "--python is 'new', but must be a version"),
         ("evaluate --epochs 3", "evaluate does not read --epochs: the run in --out is scored as it was trained"),

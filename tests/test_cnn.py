@@ -223,7 +223,7 @@ def test_a_killed_worker_costs_nothing():
             for _ in range(100_000_000):     # until the parent hears of it
                 if not any(p.pid == hit[0] for p in multiprocessing.active_children()): break
     reporter = Quiet(kill)
-    m = trained(b, reporter=reporter, dl_num_workers=2)
+    m = trained(b, reporter=reporter, dl_num_workers=2, dl_persistent_workers=True)   # so the loss must be noticed
     assert hit and any("starts again with 1 worker" in s for s in reporter.said)
     assert weights(m) == weights(trained(b)) and not multiprocessing.active_children()
 
