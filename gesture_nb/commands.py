@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['settings_of', 'working', 'build_features', 'without_environment', 'evaluate', 'write_and_print',
-           'predict_file', 'convert_file', 'inspect_data', 'check_new_folder', 'new_folder', 'simulate_folder',
-           'report_again', 'replay_log']
+           'predict_file', 'convert_file', 'inspect_data', 'check_new_folder', 'simulate_folder', 'report_again',
+           'replay_log']
 
 # %% ../nbs/86_commands.ipynb #b7d5e837
 import json
 import os
-import shutil
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +20,7 @@ from .analysis.ablate import ablate, ablation_lines, components_of, select_compo
 from .analysis.evaluate import evaluate as evaluate_run
 from .analysis.evaluate import evaluation_lines, run_settings
 from .app import Outcome, check_same_data, score_lines
-from .artifacts import DamagedError, check_results, move, read_json, write_json
+from .artifacts import DamagedError, check_results, read_json, write_json
 from .config import (
     Settings,
     UserError,
@@ -63,6 +61,7 @@ from .training.dataset import features_of, load_dataset, store_folder
 from .training.recordings import read_fingerprints
 from .training.results import read_config, read_metrics
 from .unread import is_read, refuse_unread, unread_by
+from .writing import new_folder
 
 # %% ../nbs/86_commands.ipynb #abd691bf
 def settings_of(name: str, **overrides) -> Settings:
@@ -207,16 +206,6 @@ def check_new_folder(to: str | Path) -> Path:
     if kind_of(folder) and (kind_of(folder) != "folder" or any(folder.iterdir())):
         raise UserError(f"{folder} is there already, and nothing in it is replaced: name a new folder with --to.")
     return folder
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    "Yields a temporary folder that becomes `folder` when it is filled, and is removed if that fails."
-    tmp = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    tmp.mkdir(parents=True)
-    try:
-        yield tmp
-        move(tmp, folder)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/86_commands.ipynb #154c3fa6
 def simulate_folder(to: str | Path, sequences: int, test_sequences: int, **overrides) -> Path:

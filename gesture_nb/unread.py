@@ -6,11 +6,10 @@
 __all__ = ['READ_BY', 'unread_variables', 'is_read', 'refuse_unread', 'unread_by']
 
 # %% ../nbs/51_unread.ipynb #9dfb4543
-import difflib
 from collections.abc import Iterable, Mapping
 
 from . import registry
-from .errors import UserError
+from .errors import UserError, closest
 from .parsers import parse
 from .settings import ALIASES, SettingField, setting_fields
 
@@ -19,21 +18,17 @@ _PREFIX, _SHORT_PREFIXES = "GESTURE_NB_", ("DL_", "W_")
 _TELLING = ("log_every_steps", "print_every_steps", "feature_log_every", "heartbeat_seconds", "run_any_training",
             "time_limit_hours")   # settings without a prefix that no other program is likely to have
 
-def _nearest(name: str, known: Iterable[str], likeness: float) -> str | None:
-    "The one of `known` that is most like `name`, if any is like it."
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)), None)
-
 def _meant_with_prefix(variable: str, fields: Mapping[str, SettingField]) -> SettingField | None:
     "The setting that a variable beginning with GESTURE_NB_ seems to mean."
     name = variable.upper().removeprefix(_PREFIX).lower()
-    name = _nearest(ALIASES.get(name, name), [*fields, *ALIASES], 0.7)
+    name = closest(ALIASES.get(name, name), [*fields, *ALIASES], 0.7)
     return fields.get(ALIASES.get(name, name))
 
 def _meant_without(variable: str, fields: Mapping[str, SettingField]) -> SettingField | None:
     "The setting that a variable beginning with DL_ or W_, or a telling one, seems to mean."
     ours = {f.variable: f for f in fields.values() if f.variable.startswith(_SHORT_PREFIXES) or f.name in _TELLING}
     likeness = 0.8 if variable.startswith(_SHORT_PREFIXES) else 0.85
-    return ours.get(_nearest(variable, ours, likeness))
+    return ours.get(closest(variable, ours, likeness))
 
 # %% ../nbs/51_unread.ipynb #664f3bc5
 def _is_likely(field: SettingField, value: str) -> bool:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sync_folder', 'make_folder', 'move', 'remove', 'raise_disk_error', 'temporary_path', 'sync_file',
-           'atomic_path', 'sweep', 'check_lock', 'locked']
+           'atomic_path', 'new_folder', 'sweep', 'check_lock', 'locked']
 
 # %% ../nbs/51_writing.ipynb #1850e15c
 import errno
@@ -106,6 +106,25 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error: raise_disk_error(error, path)
     finally:
         with suppress(OSError): tmp.unlink(missing_ok=True)   # the folder is none; what happened before is told
+
+# %% ../nbs/51_writing.ipynb #465cc60d
+@contextmanager
+def new_folder(to: str | Path) -> Iterator[Path]:
+    "Yields an empty folder that becomes `to`, which is not there or empty, at the end of the block."
+    to = absolute(to)
+    tmp = temporary_path(to)
+    new = [path for path in to.parents if not path.exists()]
+    try:
+        tmp.mkdir(parents=True)
+        yield tmp
+        if to.is_dir(): to.rmdir()   # an empty one
+        move(tmp, to)
+        new = []
+    except OSError as e: raise UserError(f"{to} cannot be written: {e.strerror or e}.") from e
+    finally:
+        if tmp.exists(): remove(tmp)
+        for path in new:
+            if path.is_dir() and not any(path.iterdir()): path.rmdir()
 
 # %% ../nbs/51_writing.ipynb #2c42979b
 _TEMPORARY = re.compile(r"\.(\d{1,9})-[0-9a-f]{8}(\.old)?\.tmp$")

@@ -424,32 +424,31 @@ def mutants(body, rng, count):
     for spot in rng.sample(spots, min(count, len(spots))): yield spot, rng.choice([*VALUES, ...] if spot else VALUES)
 
 
+def mistyped(whole, run, name, rng):
+    """Yields once for each of some values of a JSON file, wrong in turn, under a digest that fits; `run` is a copy."""
+    body = json.loads((whole / name).read_text())
+    for spot, new in mutants(body, rng, MUTANTS):
+        fresh(whole, run)
+        (run / name).unlink()
+        (run / name).write_text(written(changed(body, spot, new)))
+        seal(run / name, run)
+        print(name, spot, new)
+        yield
+
+
 def test_mistyped_values_lead_to_a_sentence(whole, tmp_path):
     run, rng, refused = tmp_path / "run", random.Random(7), 0
     records = [name for name in files_of(whole) if name.endswith(".json") and not name.startswith("features/")]
     assert len(records) > 12
     for name in records:
-        body = json.loads((whole / name).read_text())
-        for spot, new in mutants(body, rng, MUTANTS):
-            fresh(whole, run)
-            (run / name).unlink()
-            (run / name).write_text(written(changed(body, spot, new)))
-            seal(run / name, run)
-            print(name, spot, new)
-            refused += any(attempt(run, readers_of(name)).values())
+        for _ in mistyped(whole, run, name, rng): refused += any(attempt(run, readers_of(name)).values())
     assert refused > 5
 
 
 def test_a_mistyped_header_of_the_store_is_mended(whole, toy, tmp_path):
     run, rng = tmp_path / "run", random.Random(7)
     for name in [name for name in files_of(whole) if name.startswith("features/") and name.endswith(".json")]:
-        body = json.loads((whole / name).read_text())
-        for spot, new in mutants(body, rng, MUTANTS):
-            fresh(whole, run)
-            (run / name).unlink()
-            (run / name).write_text(written(changed(body, spot, new)))
-            seal(run / name, run)
-            print(name, spot, new)
+        for _ in mistyped(whole, run, name, rng):
             with in_time(): stored(run, toy)
 
 

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable
 from functools import lru_cache
 
-from ..errors import UserError, suggestion
+from ..errors import UserError, closest, suggestion
 from ..schema import DEMOGRAPHICS
 from ..sensors import channels, guess_channel, sensor_of
 from .options import ReadOptions
@@ -52,7 +52,7 @@ OTHER_WORDS = {    # our column → what people call it, in lower case without b
     "sequence_counter": ("counter", "count", "index", "idx", "step", "frame", "row", "packet", "packetcounter",
                          "sampleindex", "samplenumber", "n", "i", "no", "rownumber", "timestep"),
     "sample_rate_hz": ("fs", "rate", "hz", "samplerate", "samplingrate", "samplingfrequency", "frequency",
-                       "sampleratehz", "freq", "rateHz".lower()),
+                       "sampleratehz", "freq", "ratehz"),
 }
 
 # %% ../../nbs/10_data.names.ipynb #079561b4
@@ -66,7 +66,7 @@ TIME_WORDS = {     # a column of times → the unit that its name says, or None
     "loggingsample": None, "relativetime": None, "motiontimestamp": None, "motiontimestampsince": None,
     "accelerometertimestamp": None, "accelerometertimestampsince": None, "sampletimefine": "us", "clock": None,
     "seconds": "s", "secs": "s", "sec": "s", "secondselapsed": "s", "elapsedseconds": "s", "timeseconds": "s",
-    "times ": "s", "timesec": "s", "ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms", "timems": "ms",
+    "timesec": "s", "ms": "ms", "msec": "ms", "millis": "ms", "milliseconds": "ms", "timems": "ms",
     "timemillis": "ms", "timestampms": "ms", "epochms": "ms", "millisecond": "ms", "us": "us", "micros": "us",
     "microseconds": "us", "timeus": "us", "timestampus": "us", "epochus": "us", "ns": "ns", "nanos": "ns",
     "nanoseconds": "ns", "timens": "ns", "timestampns": "ns", "epochns": "ns", "timenanos": "ns", "tms": "ms",
@@ -163,8 +163,7 @@ def columns_meant(columns: Iterable[str], wanted: Iterable[str]) -> dict[str, st
     for name in wanted:
         left = [c for c in columns if c not in found.values() and not sensor_of(c) and c not in OTHER_WORDS
                 and c not in DEMOGRAPHICS]
-        similar = suggestion(name, left) if name not in found else ""
-        if similar: found[name] = similar.split("'")[1]
+        if name not in found and (similar := closest(name, left)): found[name] = similar
     return {name: found[name] for name in wanted if name in found}
 
 # %% ../../nbs/10_data.names.ipynb #d863fd2d
@@ -203,9 +202,8 @@ def renamed(
         if theirs not in columns:
             raise UserError(f"{source}: --columns names the column '{theirs}' for {ours}, but there is no such column. "
                             f"{suggestion(theirs, columns).strip() or 'The columns are: ' + listed(columns)}")
-        close = ours not in known and ours != theirs and (guess_channel(ours) or suggestion(ours, known))
-        if close:
-            meant = guess_channel(ours) or close.split("'")[1]
+        meant = None if ours in known or ours == theirs else guess_channel(ours) or closest(ours, known)
+        if meant:
             raise UserError(f"--columns gives the column '{theirs}' the name '{ours}', which no sensor has. "
                             f"Did you mean '{meant}'? To keep the column out, say {theirs}={theirs}.")
         if ours in columns and ours != theirs and ours not in pairs.values():

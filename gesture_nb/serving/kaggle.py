@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUNTIMES', 'package_files', 'licence_files', 'wheel_files', 'write_wheel', 'fetch_wheels', 'check_run',
-           'copy_run', 'new_folder', 'check_free', 'kaggle_folder', 'members_served', 'modules_needed', 'next_steps',
-           'INSTALL', 'INTRO', 'MAIN', 'MODES', 'OF_THIS_MACHINE', 'PATHS', 'SHOWN', 'check_account', 'check_mode',
+           'copy_run', 'check_free', 'kaggle_folder', 'members_served', 'modules_needed', 'next_steps', 'INSTALL',
+           'INTRO', 'MAIN', 'MODES', 'OF_THIS_MACHINE', 'PATHS', 'SHOWN', 'check_account', 'check_mode',
            'dataset_metadata', 'kernel_metadata', 'left_behind', 'notebook', 'settings_cell', 'slug', 'travelling']
 
 # %% ../../nbs/77_serving.kaggle.ipynb #b9255aa5
@@ -18,10 +18,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import uuid
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib import metadata, util
 from pathlib import Path
 
@@ -32,8 +30,6 @@ from ..artifacts import (
     copy_file,
     copy_folder,
     locked,
-    move,
-    remove,
     write_json,
     write_manifest,
 )
@@ -50,6 +46,7 @@ from ..files import absolute
 from ..progress import Reporter
 from ..schema import GESTURES
 from ..text import printable
+from ..writing import new_folder
 from .compiled import unit_folders
 from .export import export_run
 from .gateway import COMPETITION
@@ -183,24 +180,6 @@ def copy_run(out: Path, to: Path) -> None:
     write_manifest(to, names)
 
 # %% ../../nbs/77_serving.kaggle.ipynb #9e251afe
-@contextmanager
-def new_folder(to: Path) -> Iterator[Path]:
-    "Yields an empty folder that becomes `to` at the end of the block; if the block fails, nothing is left."
-    to = absolute(to)
-    tmp = to.with_name(f".{to.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    new = [path for path in to.parents if not path.exists()]
-    try:
-        tmp.mkdir(parents=True)
-        yield tmp
-        if to.is_dir(): to.rmdir()   # an empty one
-        move(tmp, to)
-        new = []
-    except OSError as e: raise UserError(f"{to} cannot be written: {e.strerror or e}.") from e
-    finally:
-        if tmp.exists(): remove(tmp)
-        for path in new:
-            if path.is_dir() and not any(path.iterdir()): path.rmdir()
-
 def check_free(to: Path) -> None:
     "A `UserError` unless a folder can be written at `to`: nothing is there, or an empty folder."
     if to.is_dir() and not any(to.iterdir()) and to.resolve() != Path.cwd(): return
