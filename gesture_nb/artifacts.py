@@ -6,7 +6,7 @@
 __all__ = ['MANIFEST', 'MAX_FILES', 'MAX_MANIFEST', 'write_text', 'write_json', 'write_arrays', 'read_arrays',
            'sha256_of', 'sha256_file', 'fingerprint', 'write_sealed', 'read_sealed', 'write_manifest', 'read_manifest',
            'check_manifest', 'check_results', 'atomic_folder', 'copy_file', 'copy_folder', 'DamagedError', 'read_json',
-           'atomic_path', 'check_lock', 'locked', 'make_folder', 'move', 'remove', 'sweep', 'sync_folder']
+           'atomic_path', 'check_lock', 'locked', 'make_folder', 'move', 'remove', 'sweep']
 
 # %% ../nbs/52_artifacts.ipynb #8c76e3c9
 import hashlib
@@ -51,8 +51,7 @@ from .files import (
 
 # %% ../nbs/52_artifacts.ipynb #8d7cbfde
 # of `files` and `writing`, offered here as well
-_all_ = ["DamagedError", "read_json", "atomic_path", "check_lock", "locked", "make_folder", "move", "remove", "sweep",
-         "sync_folder"]
+_all_ = ["DamagedError", "read_json", "atomic_path", "check_lock", "locked", "make_folder", "move", "remove", "sweep"]
 
 # %% ../nbs/52_artifacts.ipynb #68e9a0e1
 def _json_value(value) -> object:

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_NAMED', 'lines', 'near_share', 'Panel', 'panel_of_sensor', 'row_times', 'signals', 'tof_frame',
            'tof_frames', 'confusion', 'bars', 'draw_curves', 'unique_legend', 'curves', 'BLUE', 'COLOURS', 'INK',
-           'PALE', 'add_legend', 'calm', 'canvas', 'drawable', 'empty_figure', 'load_matplotlib', 'own_style', 'png',
-           'short', 'short_labels']
+           'PALE', 'calm', 'canvas', 'empty_figure', 'own_style', 'png', 'short', 'short_labels']
 
 # %% ../nbs/04_show.ipynb #47e2b742
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,7 @@ from .figures import (
     add_legend,
     calm,
     canvas,
-    drawable,  # noqa: F401
     empty_figure,  # noqa: F401
-    load_matplotlib,  # noqa: F401
     own_style,
     png,  # noqa: F401
     short,
@@ -33,8 +30,8 @@ from .figures import (
 from .sensors import N_TOF, Sensor, sensors
 
 # %% ../nbs/04_show.ipynb #174fee90
-_all_ = ["BLUE", "COLOURS", "INK", "PALE", "add_legend", "calm", "canvas", "drawable", "empty_figure",
-         "load_matplotlib", "own_style", "png", "short", "short_labels"]   # of `figures`, offered here as well
+_all_ = ["BLUE", "COLOURS", "INK", "PALE", "calm", "canvas", "empty_figure",
+         "own_style", "png", "short", "short_labels"]   # of `figures`, offered here as well
 
 # %% ../nbs/04_show.ipynb #7dca1067
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_RATIO', 'UNCHECKED_BYTES', 'READ', 'REFUSED', 'MAX_LINE', 'FileFormat', 'find_compression',
            'members_of', 'open_bytes', 'is_e4', 'refusal', 'find_encoding', 'is_text', 'lines_of_text', 'open_text',
-           'rows_of_text', 'look_at', 'find_decimal', 'find_delimiter', 'holds_numbers']
+           'rows_of_text', 'look_at', 'find_delimiter']
 
 # %% ../../nbs/10_data.formats.ipynb #d9111a76
 import codecs
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from ..errors import UserError
-from .csv_layout import CsvLayout, find_decimal, find_delimiter, find_layout, holds_numbers  # noqa: F401
+from .csv_layout import CsvLayout, find_delimiter, find_layout  # noqa: F401
 
 # %% ../../nbs/10_data.formats.ipynb #d7850acb
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FileFormat:
         return {"format": self.kind, **text, "compression": self.compression}
 
 # %% ../../nbs/10_data.formats.ipynb #80e0edd3
-_all_ = ["find_decimal", "find_delimiter", "holds_numbers"]
+_all_ = ["find_delimiter"]
 
 # %% ../../nbs/10_data.formats.ipynb #30e9cfa5
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd",

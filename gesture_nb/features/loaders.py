@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SequenceDataset', 'BatchOrder', 'Fetcher', 'Loader', 'end_workers', 'make_loader', 'ResilientLoader',
-           'View', 'choose_view', 'gather_windows', 'POLL', 'PATIENCE', 'LONGEST', 'PREFETCH', 'THREADED',
-           'LostWorker', 'Parcel', 'pack', 'Activity', 'activity', 'Vigil', 'is_lost_worker', 'safe_start_method',
-           'workers_that_fit']
+           'View', 'choose_view', 'gather_windows', 'PATIENCE', 'LONGEST', 'THREADED', 'LostWorker', 'Activity',
+           'Vigil', 'is_lost_worker', 'safe_start_method', 'workers_that_fit']
 
 # %% ../../nbs/27_features.loaders.ipynb #adecadc9
 import multiprocessing
@@ -32,7 +31,6 @@ from gesture_nb.features.lost_workers import (  # noqa: F401 (re-exported)
     LostWorker,
     Parcel,
     Vigil,
-    activity,
     as_lost,
     end_by_force,
     end_in_order,
@@ -48,8 +46,8 @@ from .frames import FrameFeatures
 from .views import View, choose_view, gather_windows, phase_labels  # noqa: F401 (re-exported)
 
 # %% ../../nbs/27_features.loaders.ipynb #7a1c0de6
-_all_ = ["View", "choose_view", "gather_windows", "POLL", "PATIENCE", "LONGEST", "PREFETCH", "THREADED", "LostWorker",
-         "Parcel", "pack", "Activity", "activity", "Vigil", "is_lost_worker", "safe_start_method", "workers_that_fit"]
+_all_ = ["View", "choose_view", "gather_windows", "PATIENCE", "LONGEST", "THREADED", "LostWorker",
+         "Activity", "Vigil", "is_lost_worker", "safe_start_method", "workers_that_fit"]
 
 # %% ../../nbs/27_features.loaders.ipynb #75a3c7a7
 class SequenceDataset(Dataset):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Curves', 'MAX_SHOWN', 'MAX_PLOTS', 'Span', 'title_of', 'spans', 'learning_curves', 'curve_unit',
-           'step_unit', 'longest_silence', 'timeline', 'run_figure', 'Replay', 'replay', 'read_events', 'MAX_BAD',
-           'MAX_LINE', 'MAX_LOG', 'REQUIRED_FIELDS', 'BadEventError', 'BadLine', 'LogReader', 'parse_event']
+           'step_unit', 'longest_silence', 'timeline', 'run_figure', 'Replay', 'replay', 'read_events',
+           'REQUIRED_FIELDS', 'BadEventError', 'BadLine', 'LogReader', 'parse_event']
 
 # %% ../../nbs/82_report.run_log.ipynb #baf9ac6b
 from dataclasses import dataclass, field
@@ -17,9 +17,6 @@ from ..files import check_folder
 from ..show import BLUE, calm, draw_curves, empty_figure, own_style, png, short_labels, unique_legend
 from ..text import display_width, pad, printable
 from .events import (
-    MAX_BAD,  # noqa: F401
-    MAX_LINE,  # noqa: F401
-    MAX_LOG,  # noqa: F401
     REQUIRED_FIELDS,  # noqa: F401
     BadEventError,  # noqa: F401
     BadLine,
@@ -28,7 +25,7 @@ from .events import (
 )
 
 # %% ../../nbs/82_report.run_log.ipynb #37b760f6
-_all_ = ["MAX_BAD", "MAX_LINE", "MAX_LOG", "REQUIRED_FIELDS", "BadEventError", "BadLine", "LogReader",
+_all_ = ["REQUIRED_FIELDS", "BadEventError", "BadLine", "LogReader",
          "parse_event"]   # of `report.events`, offered here as well
 
 # %% ../../nbs/82_report.run_log.ipynb #9b8883aa

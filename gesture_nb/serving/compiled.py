@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_GRAPH', 'KINDS', 'units_digest', 'run_digest', 'is_exported', 'CompiledMember', 'second_thread',
            'open_graph', 'fetched_only', 'OpenGraph', 'load_graph', 'CompiledNets', 'FoldKernels', 'CompiledKernels',
-           'CompiledTrees', 'compiled_members', 'open_member', 'fold_of', 'unit_folders', 'MAX_BITS', 'VECTOR',
-           'Forest', 'KernelLayout', 'arrays_of_fold', 'find_fault_of_bits', 'input_name', 'layout', 'sum_matrix',
-           'without_padding']
+           'CompiledTrees', 'compiled_members', 'open_member', 'fold_of', 'unit_folders', 'VECTOR', 'Forest',
+           'KernelLayout', 'arrays_of_fold', 'input_name', 'layout', 'sum_matrix', 'without_padding']
 
 # %% ../../nbs/70_serving.compiled.ipynb #8b6c8ccc
 import math
@@ -22,7 +21,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from gesture_nb.serving.arrays import (  # noqa: F401 (re-exported)
-    MAX_BITS,
     VECTOR,
     Forest,
     KernelLayout,
@@ -46,8 +44,8 @@ from ..training.results import fold_of, unit_folders
 
 # %% ../../nbs/70_serving.compiled.ipynb #682b5605
 # of `training.results` and `serving.arrays`, offered here as well
-_all_ = ["fold_of", "unit_folders", "MAX_BITS", "VECTOR", "Forest", "KernelLayout", "arrays_of_fold",
-         "find_fault_of_bits", "input_name", "layout", "sum_matrix", "without_padding"]
+_all_ = ["fold_of", "unit_folders", "VECTOR", "Forest", "KernelLayout", "arrays_of_fold",
+         "input_name", "layout", "sum_matrix", "without_padding"]
 
 # %% ../../nbs/70_serving.compiled.ipynb #fbbc00bf
 def units_digest(folders: list[Path]) -> str:
