@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..schema import ACC, GRAVITY, GYR, ROT
-from .evidence import FEWEST_SEQUENCES, ordered  # noqa: F401
+from .evidence import ordered
 from .sequences import SequenceTable
 
 # %% ../../nbs/12_data.conversions.ipynb #53758493

@@ -14,12 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gesture_nb.data.raw_recordings import (  # noqa: F401
-    Log,
-    Recording,  # noqa: F401
-    find_recordings,
-)
-
 from ..artifacts import atomic_path
 from ..errors import UserError, suggestion
 from ..isolation import isolated
@@ -32,9 +26,14 @@ from .parsing import FileLocation
 from .pattern import find_files, read_pattern
 from .pieces import cut_windows, words_of
 from .raw_options import RawOptions, pairs_of, raw_options
+from .raw_recordings import (
+    Log,
+    Recording,
+    find_recordings,
+)
 from .readers import read_frame, read_recordings
 from .sequences import SequenceTable, sequence_of_row
-from .tidying import Cut, JoinedLocation, tidy_frame  # noqa: F401
+from .tidying import JoinedLocation, tidy_frame
 from .understanding import understand
 from .units import settle_units, unchecked_units
 

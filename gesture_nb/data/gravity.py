@@ -17,7 +17,6 @@ import numpy as np
 from ..schema import ACC, GRAVITY
 from .conversions import (
     ACC_FACTORS,
-    FEWEST_SEQUENCES,
     LENGTH_UNITS,
     Judgement,
     capitalised,
@@ -26,7 +25,7 @@ from .conversions import (
     recordings_text,
     unit_name,
 )
-from .evidence import Evidence, measure
+from .evidence import FEWEST_SEQUENCES, Evidence, measure
 from .sequences import SequenceTable
 
 # %% ../../nbs/12_data.gravity.ipynb #d713de60

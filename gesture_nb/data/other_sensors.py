@@ -12,8 +12,8 @@ import numpy as np
 
 from ..schema import ROT
 from ..sensors import SENSORS, Sensor
-from .conversions import FEWEST_SEQUENCES, Judgement, number_text
-from .evidence import spread, spread_rows
+from .conversions import Judgement, number_text
+from .evidence import FEWEST_SEQUENCES, spread, spread_rows
 from .sequences import SequenceTable
 
 # %% ../../nbs/12_data.other_sensors.ipynb #2c8d4f09

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..schema import GRAVITY
-from .conversions import FEWEST_SEQUENCES, Judgement, Units
-from .evidence import READINGS_OF_ROT, Evidence
+from .conversions import Judgement, Units
+from .evidence import FEWEST_SEQUENCES, READINGS_OF_ROT, Evidence
 from .gravity import Gravity
 
 # %% ../../nbs/12_data.rotation.ipynb #9977cc62

@@ -14,7 +14,6 @@ import numpy as np
 
 from .conversions import (
     DEGREE,
-    FEWEST_SEQUENCES,
     GYR_FACTORS,
     RPM,
     Judgement,
@@ -23,7 +22,7 @@ from .conversions import (
     recordings_text,
     unit_name,
 )
-from .evidence import Evidence
+from .evidence import FEWEST_SEQUENCES, Evidence
 
 # %% ../../nbs/12_data.turning.ipynb #4dfcd52b
 class Turning(NamedTuple):

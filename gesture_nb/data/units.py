@@ -13,37 +13,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
-from gesture_nb.data.conversions import (  # noqa: F401
-    FEWEST_SEQUENCES,  # noqa: F401
+from ..errors import UserError
+from ..sensors import SENSORS
+from .conversions import (
     Judgement,
     Units,
     capitalised,
     convert_units,
     number_text,
     recordings_text,
-    unit_name,  # noqa: F401
+    unit_name,
 )
-from gesture_nb.data.gravity import (  # noqa: F401
-    Gravity,
+from .evidence import FEWEST_SEQUENCES, READINGS_OF_ROT, Evidence, joined, measure
+from .gravity import (
     find_gravity,
-    guess_acc_unit,
     judge_acc,
-    unlike_training,
 )
-from gesture_nb.data.turning import (  # noqa: F401
-    Turning,
-    find_turning,
-    guess_gyr_unit,
-    judge_gyr,
-)
-
-from ..errors import UserError
-from ..sensors import SENSORS
-from .evidence import READINGS_OF_ROT, Evidence, joined, measure
 from .options import ReadOptions
 from .other_sensors import constant_channels, judge_others
 from .rotation import judge_rot
 from .sequences import SequenceTable
+from .turning import (
+    judge_gyr,
+)
 
 # %% ../../nbs/12_data.units.ipynb #645fee20
 UNIT_OPTIONS = ("acc_unit", "gyr_unit", "quaternion_order", "acc_sign")

@@ -21,8 +21,9 @@ import numpy as np
 from ..artifacts import read_json
 from ..config import UserError
 from ..data.dataframes import from_frame
+from ..data.gravity import unlike_training
 from ..data.sequences import SequenceTable
-from ..data.units import Units, convert_units, read_units, trained_units, unlike_training
+from ..data.units import Units, convert_units, read_units, trained_units
 from ..evaluation.decode import argmax_rule
 from ..features.compute import FrameSettings, frame_features
 from ..isolation import isolated, isolated_run
