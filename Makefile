@@ -5,7 +5,7 @@ RUN_OUT ?= out
 # what lets `make run` end within minutes on two cores; empty for the whole of the default preset
 RUN_SETTINGS ?= GESTURE_NB_MEMBERS=lgbm,torch,keras GESTURE_NB_EPOCHS=12
 
-.PHONY: setup run test lint drift notebooks lab style golden bench soak test-kaggle test-latest kaggle-rehearsal clean
+.PHONY: setup run test lint drift docs notebooks lab style golden bench soak test-kaggle test-latest kaggle-rehearsal clean
 
 setup:
 	@$(PYTHON) tools/setup.py
@@ -15,7 +15,7 @@ run: setup
 	@$(RUN_SETTINGS) PROGRESS=lines OUTPUT_PATH=$(RUN_OUT) $(BIN)/papermill nbs/90_main.ipynb $(RUN_OUT)/90_main.ipynb \
 		--cwd . --kernel python3 --no-progress-bar --stdout-file - --stderr-file /dev/stderr
 
-test: lint drift
+test: lint drift docs
 	@$(BIN)/python tools/browser.py
 	@$(BIN)/python tools/notebooks.py test
 	@$(BIN)/python -m pytest tests/test_golden.py tests -ra --durations=15 -n 2 --dist loadfile --no-loadscope-reorder
@@ -26,6 +26,10 @@ lint: setup
 # what is generated must be what is committed
 drift: setup
 	@$(BIN)/python tools/notebooks.py drift
+
+# the documentation site in build/site: built offline, links checked
+docs: setup
+	@$(BIN)/python tools/docs.py
 
 # export, clean and rebuild the README after editing notebooks
 notebooks: setup

@@ -21,11 +21,11 @@ setup(
     keywords=cfg["keywords"].split(),
     url=cfg["git_url"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
-    package_data={cfg["lib_path"]: ["py.typed"]},
+    package_data={cfg["lib_path"]: ["py.typed", "explorer/*.html", "explorer/*.css", "explorer/*.js"]},
     license_files=["LICENSE", "NOTICE"],
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("serve", "dev")},
+    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("serve", "explore", "dev")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

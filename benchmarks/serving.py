@@ -139,6 +139,35 @@ def compare(name, fast, plain, test, answers, plain_answers):
     )
 
 
+def compare_adapted(name, adapted, alone, test, answers):
+    "One line: answers that use the person's earlier recordings, and the same without, in turns."
+    times, times_alone = [], []
+    for i in range(answers):
+        for predictor, kept in ((adapted, times), (alone, times_alone))[:: 1 if i % 2 else -1]:
+            _, *ms = timed(predictor.proba, *test[i])
+            kept.append(ms)
+    (wall, processor), (wall_alone, processor_alone) = np.median(times, 0), np.median(times_alone, 0)
+    shares = adapted.adaptation.protocols["as_they_come"].shares
+    print(
+        f"{name:12} as they come {wall:6.1f} ms, processor {processor:6.1f} ms; alone {wall_alone:6.1f} ms, processor "
+        f"{processor_alone:6.1f} ms: {wall / wall_alone - 1:+.0%}, {processor / processor_alone - 1:+.0%}; "
+        f"shares {', '.join(f'{member} {share:g}' for member, share in shares.items())}"
+    )
+
+
+def adapted_rows(run, answers):
+    "With the shares that the run found, and with both answers of every member, the most that can be asked."
+    for found in (True, False):
+        adapted, alone = load(run), load(run, adapt=False)
+        how = adapted.adaptation.protocols["as_they_come"]
+        if not found:
+            how.shares.update(dict.fromkeys(how.shares, 0.5))
+            how.blend["weights"] = dict.fromkeys(how.shares, 1 / len(how.shares))
+        for name, share in {"all sensors": 0.0, "IMU only": 1.0}.items():
+            test = read_test_sequences(simulate(answers, seed=3, imu_only=share))
+            compare_adapted(name, adapted, alone, test, answers)
+
+
 HEADER = (
     f"{'':12} {'p50':>9} {'p99':>9} {'processor':>10} {'plain p50':>10} {'processor':>10} "
     f"{'ratio':>7} {'processor':>10} {'apart':>8}"
@@ -161,7 +190,7 @@ def main(run=None, answers=60, plain_answers=4, sequences=3500):
             with Reporter() as reporter:
                 export_run(run, reporter)
         starts = [start_of_server(run) for _ in range(3)]
-        fast, plain = load(run), Plain(run)
+        fast, plain = load(run, adapt=False), Plain(run)
         members = ", ".join(f"{name} ({type(units[0]).__name__})" for name, units in fast.members.items())
         cores = len(os.sched_getaffinity(0))
         print(f"members: {members}; load {os.getloadavg()[0]:.1f} on {cores} cores")
@@ -169,6 +198,8 @@ def main(run=None, answers=60, plain_answers=4, sequences=3500):
         for name, share in {"all sensors": 0.0, "IMU only": 1.0}.items():
             test = read_test_sequences(simulate(answers, seed=3, imu_only=share))
             compare(name, fast, plain, test, answers, plain_answers)
+        if load(run).adaptation is not None:
+            adapted_rows(run, answers)
         listening, first, memory = np.median(starts, 0)
         print(f"process start to listening {listening:.1f} s, first answer {first:.1f} s, memory {memory:.0f} MB")
         many = simulate(int(sequences), seed=4)

@@ -10,13 +10,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 # %% ../nbs/88_init.ipynb #8007f1d9
-__version__ = "0.3.0"   # settings.ini says the same
+__version__ = "0.4.0"   # settings.ini says the same
 
 _PLACES = {
     "GestureClassifier": "gesture_nb.serving.classifier",
     "Run": "gesture_nb.api",
     "Settings": "gesture_nb.config",
+    "adapt": "gesture_nb.api",
+    "compare": "gesture_nb.api",
     "convert": "gesture_nb.api",
+    "explore": "gesture_nb.explorer.widget",
     "from_arrays": "gesture_nb.data.arrays",
     "from_frame": "gesture_nb.data.convert",
     "inspect": "gesture_nb.api",
@@ -41,11 +44,12 @@ def __dir__() -> list[str]: return sorted(_PLACES)
 
 # %% ../nbs/88_init.ipynb #418ac3de
 if TYPE_CHECKING:
-    from gesture_nb.api import Run, convert, inspect, load, read_recordings, train
+    from gesture_nb.api import Run, adapt, compare, convert, inspect, load, read_recordings, train
     from gesture_nb.app import main
     from gesture_nb.config import Settings
     from gesture_nb.data.arrays import from_arrays
     from gesture_nb.data.convert import from_frame
+    from gesture_nb.explorer.widget import explore
     from gesture_nb.models.registry import register_member
     from gesture_nb.sensors import register_sensor
     from gesture_nb.serving.classifier import GestureClassifier

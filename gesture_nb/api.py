@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'predictions_frame', 'log_frame', 'report_path', 'train', 'setting_lines', 'describe_train',
-           'settings_table', 'load', 'read_recordings', 'inspect', 'convert']
+           'settings_table', 'load', 'adapt', 'read_recordings', 'inspect', 'convert', 'compare']
 
 # %% ../nbs/87_api.ipynb #fcf27435
 import os
@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 
+from .analysis.compare import Comparison
+from .analysis.compare import compare as compare_folders
 from .app import Outcome, score_lines, scores_html, train_only
 from .artifacts import MANIFEST, atomic_path, check_results, move
+from .commands import adapt_to_person
 from .config import Settings, UserError, read_settings, setting_fields
 from .control import StopSignal
 from .data.convert import convert as convert_recordings
@@ -25,10 +28,13 @@ from .data.dataframes import columns_of, names_in
 from .data.readers import read_recordings as read_any_recordings
 from .data.sequences import SequenceTable
 from .data.understanding import inspect_recordings
+from .files import kind_of
 from .isolation import isolated, isolated_run
 from .progress import Reporter
-from .report.dashboard import read_events
+from .report.comparison import write_comparison
+from .report.dashboard import read_events, watch
 from .report.report import write_report
+from .serving.few_labels import LabelledPerson, read_few_labels
 from .serving.predictor import load as load_predictor
 from .session import in_worker, removed_if_unused
 from .sinks import Sink
@@ -37,21 +43,37 @@ from .training.results import read_config, read_metrics, read_oof
 
 # %% ../nbs/87_api.ipynb #8cf99202
 class Run:
-    "A finished run folder."
+    "A run folder: finished, or, to `watch` it, with a log."
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        if not (self.folder / MANIFEST).exists():
+        if self.finished or not kind_of(self.folder / "logs" / "run.jsonl"): self._check()
+
+    @property
+    def finished(self) -> bool:
+        "Whether the folder has results."
+        return (self.folder / MANIFEST).exists()
+
+    def _check(self) -> None:
+        "Raises `UserError` where there are no results, or damaged ones."
+        if not self.finished:
             raise UserError(f"{self.folder} holds no finished run: train one with gn.train(data, out='{self.folder}').")
         check_results(self.folder)
+
+    def watch(self):
+        """Follows the run while it trains, in this process or on another machine, by its log: in JupyterLab a panel
+        with bars, curves and lines; elsewhere what has happened so far, as text."""
+        return watch(self.folder)
 
     @property
     def metrics(self) -> dict:
         "The content of metrics.json: accuracy, macro_f1, score, per_fold, seconds of each member and the ensemble."
+        self._check()
         return read_metrics(self.folder)
     @property
     def config(self) -> dict:
         "The content of config.json: settings, versions, and what the results depend on."
+        self._check()
         return read_config(self.folder)
     @property
     def classes(self) -> tuple[str, ...]:
@@ -72,8 +94,12 @@ class Run:
         "The events of logs/run.jsonl as a pandas frame, one row an event."
         return log_frame(self.folder)
 
-    def __repr__(self) -> str: return "\n".join([f"Run {printable(self.folder)}", *score_lines(self.metrics)])
-    def _repr_html_(self) -> str: return f"<b>{html_text(self.folder)}</b>{scores_html(self.metrics)}"
+    def __repr__(self) -> str:
+        if not self.finished: return f"Run {printable(self.folder)}: not finished; its watch() follows it"
+        return "\n".join([f"Run {printable(self.folder)}", *score_lines(self.metrics)])
+    def _repr_html_(self) -> str:
+        if not self.finished: return html_text(repr(self))
+        return f"<b>{html_text(self.folder)}</b>{scores_html(self.metrics)}"
 
 # %% ../nbs/87_api.ipynb #429490f5
 def predictions_frame(folder: Path, classes: Sequence[str], member: str):
@@ -194,7 +220,7 @@ def settings_table() -> str:
     return "\n".join(lines)
 
 # %% ../nbs/87_api.ipynb #d9dbb156
-def load(folder: str | Path, fold: int | None = None, **how):
+def load(folder: str | Path, fold: int | None = None, *, subject: str | None = None, **how):
     """The `Predictor` of a finished run: called with one recording, it returns a label.
 
     It raises a `UserError` for a frame that cannot be read or holds none of the run's channels; with
@@ -202,8 +228,20 @@ def load(folder: str | Path, fold: int | None = None, **how):
     that another process loads it again.
 
     `fold`: only the members that never saw the people of that fold. `fixed={"lgbm": 0}`: weights in place of the fitted
-    ones. `exported=False`: the members as they were trained."""
-    return load_predictor(folder, fold, **how)
+    ones. `exported=False`: the members as they were trained. `subject`: a person of whom some recordings were labelled
+    (`adapt`); the `LabelledPerson` answers theirs."""
+    predictor = load_predictor(folder, fold, **how)
+    return predictor if subject is None else LabelledPerson(predictor, read_few_labels(folder, subject))
+
+def adapt(data, out: str | Path = "out", *, subject: str, **settings) -> LabelledPerson:
+    """What a few labelled recordings of one person change about the answers of the run in `out`.
+
+    `data` as for `read_recordings`: 1 to 5 recordings of each gesture, or of some. It is kept in the run folder:
+    `load(out, subject=…)` and `gesture-nb predict --subject` use it, nothing else does.
+
+    Raises a `UserError` for gestures that the run does not know, and where there are no labels."""
+    if isinstance(data, (str, Path)): return adapt_to_person(subject, data=str(data), out=out, **settings)
+    return adapt_to_person(subject, data, out=out, **settings)
 
 # %% ../nbs/87_api.ipynb #4f259fd2
 def read_recordings(data, **how):
@@ -229,3 +267,12 @@ def convert(data, to: str | Path | None = None, **how):
     Further arguments are fields of `data.convert.RawOptions` and `data.options.ReadOptions`: `acc_unit='g'`,
     `rate_hz=50`, `columns={'acc_x': 'ax'}`, `set={'subject': 'anna'}`, …"""
     with Reporter(Settings()) as reporter: return convert_recordings(data, to, reporter=reporter, **how)
+
+# %% ../nbs/87_api.ipynb #5d572d2e
+def compare(
+    *runs: "str | Path | Run",       # two or more finished runs; the first is what the others are compared with
+    to: str | Path | None = None,    # an HTML page to write
+) -> Comparison:
+    "How runs differ, with 95 % intervals over people. Raises `UserError` if they are about different recordings."
+    folders = [run.folder if isinstance(run, Run) else run for run in runs]
+    return compare_folders(folders) if to is None else write_comparison(folders, to)

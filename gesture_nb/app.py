@@ -25,7 +25,7 @@ from .data.sequences import slice_sequences, take
 from .evaluation.metric import scores
 from .files import kind_of
 from .progress import Reporter
-from .report.dashboard import pick
+from .report.dashboard import pick, scores_event
 from .report.report import write_report
 from .schema import GESTURES
 from .serving.compiled import is_exported
@@ -140,6 +140,7 @@ def train_and_report(work: Session):
     trained = train(work.settings, work.reporter, stop=work.stop)
     work.reporter.say("Writing the report")
     write_report(work.settings.output_path)
+    work.reporter.event("scores", **scores_event(work.settings.output_path, trained.metrics))
     return trained
 
 def train_only(sinks: tuple = (), stop=None, **overrides) -> Outcome | None:
@@ -259,7 +260,8 @@ def served_predictor(
         train_and_report(work)
         export_if_new(settings, reporter)
     check_labels(settings.output_path)
-    return load(settings.output_path, reporter=reporter, fixed=fixed_weights(settings), on_error="label")
+    return load(settings.output_path, reporter=reporter, fixed=fixed_weights(settings), on_error="label",
+                adapt=settings.adapt != "off")
 
 # %% ../nbs/85_app.ipynb #12bbdba3
 def serve_competition(work: Session) -> Path | None:
@@ -329,7 +331,7 @@ def _finish(work: Session) -> Outcome:
     if folder is not None:
         path = serve_competition(Session(with_settings(settings, run_any_training=False), reporter, stop))
         return Outcome(out, metrics, submission=path)
-    predictor = load(out, 0, reporter, fixed_weights(settings))
+    predictor = load(out, 0, reporter, fixed_weights(settings), adapt=settings.adapt != "off")
     served = serve_fold(settings, dataset, predictor, reporter)
     write_json(out / "served.json", served)
     write_report(out)   # again, with the people who were served

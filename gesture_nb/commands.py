@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['settings_of', 'working', 'build_features', 'without_environment', 'evaluate', 'write_and_print',
-           'predict_file', 'convert_file', 'inspect_data', 'check_new_folder', 'simulate_folder', 'report_again',
-           'replay_log']
+           'predict_file', 'adapt_to_person', 'convert_file', 'inspect_data', 'check_new_folder', 'simulate_folder',
+           'compare_runs', 'report_again', 'replay_log', 'explore_page']
 
 # %% ../nbs/86_commands.ipynb #b7d5e837
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from .analysis.ablate import ablate, ablation_lines, components_of, select_components
+from .analysis.compare import Comparison, compare
 from .analysis.evaluate import evaluate as evaluate_run
 from .analysis.evaluate import evaluation_lines, run_settings
 from .app import Outcome, check_same_data, score_lines
-from .artifacts import DamagedError, check_results, read_json, write_json
+from .artifacts import DamagedError, check_results, read_json, write_json, write_text
 from .config import (
     Settings,
     UserError,
@@ -33,31 +34,46 @@ from .config import (
 )
 from .data.convert import convert
 from .data.options import ReadOptions, read_options
-from .data.readers import read_table, source_fingerprint
+from .data.readers import read_recordings, read_table, source_fingerprint
 from .data.simulate import check_disk, write_competition
 from .data.understanding import Understanding, announced, inspect_recordings
 from .data.units import trained_units
+from .explorer.page import make_page
+from .explorer.recordings import explored, of_run
+from .explorer.widget import check_megabytes, check_page_path
 from .files import kind_of
 from .parsers import parse
 from .parsers import path as path_parser
 from .progress import Reporter
+from .report.comparison import comparison_page
 from .report.dashboard import replay
 from .report.report import write_report
 from .serving.batch import (
     Noticed,
+    SaidOnce,
     check_parent,
     check_target,
+    people_of,
     predict_blocks,
     read_blocks,
     source_files,
     with_decision,
     write_predictions,
 )
+from .serving.few_labels import (
+    LabelledPerson,
+    find_few_labels,
+    labelled_recordings,
+    people_of_run,
+    read_few_labels,
+    write_few_labels,
+)
 from .serving.predictor import check_channels, load, read_blend
 from .session import command, removed_if_unused, session
 from .sinks import write_line
 from .text import printable
 from .training.dataset import features_of, load_dataset, store_folder
+from .training.few_labels import KnownPeople
 from .training.recordings import read_fingerprints
 from .training.results import read_config, read_metrics
 from .unread import is_read, refuse_unread, unread_by
@@ -141,8 +157,9 @@ def _known_recordings(out: Path, reporter: Reporter):
 
 # %% ../nbs/86_commands.ipynb #ae058e9c
 def predict_file(
-    to: str | Path,   # the file to write, .csv, .parquet or .pq
-    **overrides,      # settings; `data` has no default here
+    to: str | Path,              # the file to write, .csv, .parquet or .pq
+    subject: str | None = None,  # whose recordings these are, if some of theirs were labelled (`adapt_to_person`)
+    **overrides,                 # settings; `data` has no default here
 ) -> Path:
     """What `gesture-nb predict` does: writes `sequence_id, gesture` and a column of probabilities a class
     (`p_<class>`) for every sequence of the data."""
@@ -156,16 +173,57 @@ def predict_file(
     run = config["settings"]
     path = check_target(to, out, [*sources, Path(run.get("data", ""))])
     with removed_if_unused(path.parent), working("predict", settings, out, **overrides) as reporter:
-        predictor = load(out, reporter=reporter, fixed=fixed_weights(settings))
+        predictor = load(out, reporter=reporter, fixed=fixed_weights(settings), adapt=settings.adapt != "off")
         decision = settings.decision if "decision" in given else None
         predictor = with_decision(predictor, decision, run.get("decision", "auto"))
         options = _as_trained(read_options(settings), config, given, predictor.rate_hz)
         noticed = Noticed(predictor, data, _known_recordings(out, reporter), reporter.say)
-        blocks = announced(read_blocks(data, options, reporter), predictor.rate_hz, reporter.say)
-        tables = noticed.watch(blocks)
-        count = write_predictions(path, predictor.classes, predict_blocks(predictor, tables))
+        once, rate_hz = SaidOnce(reporter), predictor.rate_hz
+        if subject is not None: predictor = LabelledPerson(predictor, read_few_labels(out, subject))
+        def read(): return announced(read_blocks(data, options, once), rate_hz, once.say)
+        people = people_of(predictor, noticed.introduce(read()))
+        predicted = predict_blocks(predictor, noticed.watch(read()), people=people)
+        count = write_predictions(path, predictor.classes, predicted)
         reporter.say("\n".join([*noticed.lines(), f"{count:,} predictions are in {printable(path)}"]))
     return path
+
+# %% ../nbs/86_commands.ipynb #559709ff
+def _trained_people(out: Path, classes: tuple[str, ...], reporter: Reporter) -> KnownPeople:
+    "The people of a run; without their recordings where these cannot be read any more, which is said."
+    settings = read_settings(**run_settings(out))
+    try: dataset = check_same_data(settings, load_dataset(settings, reporter))
+    except UserError as e:
+        reporter.say(f"The recordings of the training are not there ({str(e).rstrip('.')}), so labels shift whole "
+                     "gestures only.")
+        dataset = None
+    return people_of_run(out, classes, dataset)
+
+def adapt_to_person(
+    subject: str,      # whose recordings these are
+    recordings=None,   # labelled ones, as for `read_recordings`; None: the setting `data` names a file
+    **overrides,       # settings
+) -> LabelledPerson:
+    """What `gesture-nb adapt` does: a few labelled recordings of a person change the answers to their other ones.
+
+    How strongly, the run's own people say. It is kept in the run folder, in `wearers`, and used only where it is asked
+    for (`predict --subject`)."""
+    settings, given = settings_of("adapt", **overrides), given_settings(**overrides)
+    if recordings is None and "data" not in given:
+        raise UserError("There are no labelled recordings: name a file of them with --data.")
+    out = settings.output_path
+    data, source = (settings.data, settings.data) if recordings is None else (recordings, "the data")
+    read_blend(out)   # refuses a folder without a run
+    with command(settings, out, lock=True) as reporter:
+        for line in unread_by("adapt", os.environ): reporter.say(line)
+        predictor, config = load(out, reporter=reporter), read_config(out)
+        options = _as_trained(read_options(settings), config, given, predictor.rate_hz)
+        table = read_recordings(data, options, reporter=reporter, to_predict=True)
+        few, y = labelled_recordings(table, subject, predictor.classes, source)
+        people = _trained_people(out, predictor.classes, reporter)
+        record = find_few_labels(predictor, people, few, y, subject, reporter)
+        write_few_labels(out, record)
+        reporter.say(repr(record))
+    return LabelledPerson(predictor, record)
 
 # %% ../nbs/86_commands.ipynb #476f25f9
 def convert_file(
@@ -219,6 +277,23 @@ def simulate_folder(to: str | Path, sequences: int, test_sequences: int, **overr
     return folder
 
 # %% ../nbs/86_commands.ipynb #60236fc4
+def compare_runs(
+    runs: Sequence[str | Path],      # two or more run folders
+    to: str | Path | None = None,    # an HTML page to write
+    **overrides,                     # settings
+) -> Comparison:
+    "What `gesture-nb compare` does: prints how runs differ from the first, and writes a page if `to` names one."
+    settings = settings_of("compare", **overrides)
+    if to is not None:
+        path = check_page_path(to)
+        check_parent(path)
+    with working("compare", settings, **overrides) as reporter:
+        found = compare(runs)
+        if to is not None: write_text(path, comparison_page(found))
+        reporter.say("\n".join([str(found), *([f"The comparison is {printable(path)}"] if to is not None else [])]))
+    return found
+
+# %% ../nbs/86_commands.ipynb #12de42a3
 def report_again(**overrides) -> Outcome:
     "What `gesture-nb report` does: writes `report.html` of a finished run again."
     settings = settings_of("report", **overrides)
@@ -234,3 +309,22 @@ def replay_log(**overrides) -> None:
     "What `gesture-nb replay` does: prints a timeline of a run from its log."
     settings = settings_of("replay", **overrides)
     with working("replay", settings, **overrides) as reporter: reporter.say(str(replay(settings.output_path)))
+
+# %% ../nbs/86_commands.ipynb #8a360827
+def explore_page(
+    to: str | Path,           # the page to write, .html
+    megabytes: float = 48,    # room for signals on the page
+    **overrides,              # settings; `data` without `output_path`: recordings alone
+) -> Path:
+    "What `gesture-nb explore` does: writes a page to look at a run, or at recordings alone."
+    settings, given = settings_of("explore", **overrides), given_settings(**overrides)
+    path, room = check_page_path(to), check_megabytes(megabytes)
+    check_parent(path)
+    data = settings.data if "data" in given else None
+    with removed_if_unused(path.parent), working("explore", settings, **overrides) as reporter:
+        if data is None or "output_path" in given: found = of_run(settings.output_path, data, reporter)
+        else: found = explored(data, options=read_options(settings), reporter=reporter)
+        page = make_page(found, reporter, room)
+        write_text(path, page.html)
+        reporter.say(f"{page.sequences:,} sequences, with the signals of {page.embedded:,}, are in {printable(path)}")
+    return path

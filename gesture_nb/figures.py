@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['INK', 'BLUE', 'PALE', 'COLOURS', 'load_matplotlib', 'own_style', 'drawable', 'short', 'short_labels',
-           'png', 'empty_figure', 'canvas', 'calm', 'add_legend']
+           'png', 'empty_figure', 'canvas', 'svg', 'calm', 'add_legend']
 
 # %% ../nbs/04_figures.ipynb #a678e6ae
 import io
 import os
+import re
 import sys
 import threading
 import warnings
@@ -146,6 +147,26 @@ def canvas(
     "A figure and its axes `[rows, columns]`; a notebook shows the figure as a picture."
     figure = empty_figure(width, height)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+# %% ../nbs/04_figures.ipynb #079922dc
+_TEXT_COLOURS = re.compile(f"{INK}|#000000|#262626", re.IGNORECASE)
+
+@own_style()
+def svg(figure: "Figure", name: str) -> str:
+    """The figure as an `<svg>` element; `name` (letters and digits) keeps its ids apart from those of other figures.
+
+    A page may give the lines other colours: they are the CSS variables `--line-0`, `--line-1`, … of `COLOURS`."""
+    file = io.StringIO()
+    load_matplotlib().rcParams.update({"svg.fonttype": "none", "svg.hashsalt": name})
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    text = _TEXT_COLOURS.sub("currentColor", text[text.index("<svg"):])
+    for k, colour in enumerate(COLOURS): text = text.replace(colour, f"var(--line-{k}, {colour})")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)   # a page knows what an <svg> element is
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", text)
+    return re.sub(r'^<svg ([^>]*?)width="[^"]*" height="[^"]*"', r'<svg fill="currentColor" \1',
+                  re.sub(r"\s+", " ", text), count=1)
 
 # %% ../nbs/04_figures.ipynb #0fcb9395
 @own_style()

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from gesture_nb.sinks import (  # noqa: F401 (LineSink is imported from here too
 
 from .config import Settings
 from .errors import UserError
-from .tasks import Task, Training, Work, resident_memory
+from .remaining import Remaining
+from .tasks import Task, Training, Work, format_eta, resident_memory
 
 # %% ../nbs/55_progress.ipynb #96cd1b74
 class Heartbeat:
@@ -114,6 +115,7 @@ class Reporter:
         self.stack = []                      # tasks and trainings that are going on, the innermost last
         self.units = None                    # units of the whole run, for the overall bar; None: not planned
         self.units_done, self.last_unit = 0, ""
+        self.remaining = Remaining()         # estimates how long the run will still take
         self._between = "at work", self.started   # what is going on outside of tasks, and since when
         self.heartbeat = Heartbeat(self, self.settings.heartbeat_seconds)
         self.lock = threading.RLock()        # held while an event or a bar is passed to the sinks
@@ -153,11 +155,23 @@ class Reporter:
         "A context manager for a training; call its `start_epoch(k)`, `step(loss, lr)` and `end_epoch(**metrics)`."
         return Training(self, label, fold, epochs, steps, unit)
 
-    def plan(self, total_units: int) -> None:
-        "How many units (a member in a fold, and what else takes time) the whole run has."
+    def plan(
+        self,
+        total_units: int,                           # a unit is a member in a fold
+        expected: dict[str, float] | None = None,   # unit → forecast of its seconds, in the order of the work
+        after: float = 0.0,                         # expected seconds of what comes after the last unit
+    ) -> None:
+        "How many units the whole run has, and how long it is expected to take."
         with self.lock: self.units, self.units_done = total_units, 0
-        self.emit("plan", units=total_units)
+        forecast = {"expected": expected, "after": after} if expected else {}
+        self.emit("plan", units=total_units, **forecast)
         self.draw()
+
+    def cancellable(self, cancel: Callable[[], None]) -> None:
+        "Hands all sinks a function that ends the run as Ctrl-C does, for a button."
+        for sink in self.sinks:
+            try: sink.cancellable(cancel)
+            except Exception as error: self._leave_out(sink, error)
 
     def unit_done(self, label: str, **fields) -> None:
         "One of the planned units is done."
@@ -189,6 +203,7 @@ class Reporter:
         _LIVE.discard(self)
         if error is not None: self._record(error, "")
         self.emit("close", failed=error is not None)
+        if self.units is not None: self.draw()   # nothing remains
         self._close_sinks(error is not None)
         if self.heartbeat.error is None: return
         if error is None: raise self.heartbeat.error
@@ -206,6 +221,7 @@ class Reporter:
             event = {"time": time.time(), "t": now - self.started, "pid": self._pid, "kind": kind}
             if text is not None: event["text"] = text
             event |= {f"{name}_" if name in event else name: value for name, value in fields.items()}
+            self.remaining.hear(event)
             warnings = [self._pass_on(sink, event) for sink in self.sinks]
             if text is not None: self.last_line = time.monotonic()
             for warning in warnings:
@@ -224,6 +240,8 @@ class Reporter:
     def _leave_out(self, sink: Sink, error: Exception) -> None:
         "Goes on without a sink that raised an error, and tells the others."
         self.sinks = [other for other in self.sinks if other is not sink]
+        try: self.sinks += sink.substitutes()
+        except Exception: pass
         try: sink.close(True)
         except Exception: pass   # it has failed already
         text = str(error).strip().split("\n")[0]
@@ -246,11 +264,16 @@ class Reporter:
         if not self._in_own_process(): return
         with self.lock:
             bars = {}
-            if self.units is not None: bars["overall"] = Bar("overall", self.units_done, self.units, self.last_unit)
+            if self.units is not None: bars["overall"] = self._overall()
             for work in self.stack: bars |= work.bars()
             for sink in self.sinks:
                 try: sink.draw(bars)
                 except Exception as error: self._leave_out(sink, error)
+
+    def _overall(self) -> Bar:
+        "The bar of the whole run: its units, and the time that remains."
+        note = ", ".join(part for part in (self.last_unit, format_eta(self.remaining.seconds(time.time()))) if part)
+        return Bar("overall", self.units_done, self.units, note)
 
     def begin(self, work: Work) -> None:
         "Called when a task or training begins."

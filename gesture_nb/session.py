@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['in_worker', 'ScriptLine', 'is_guarded', 'without_second_run', 'without_forbidden_workers', 'check_fork',
-           'let_idle_threads_sleep', 'removed_if_unused', 'Session', 'session', 'command']
+           'let_idle_threads_sleep', 'removed_if_unused', 'cancel_by', 'Session', 'session', 'command']
 
 # %% ../nbs/84_session.ipynb #19b014b4
 import ast
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -148,6 +150,16 @@ def removed_if_unused(folder: str | Path | None) -> Iterator[None]:
         if new: _remove_if_unused(folder, new)
         raise
 
+# %% ../nbs/84_session.ipynb #53e3498a
+def cancel_by(stop: StopSignal) -> Callable[[], None]:
+    "A function that ends the work under a stop signal; any thread may call it."
+    main = threading.main_thread()
+    def cancel() -> None:
+        if stop.request(): return
+        if hasattr(signal, "pthread_kill"): signal.pthread_kill(main.ident, signal.SIGINT)
+        else: signal.raise_signal(signal.SIGINT)
+    return cancel
+
 # %% ../nbs/84_session.ipynb #69f2a693
 class Session(NamedTuple):
     "What a command works with while it holds its run folder."
@@ -169,6 +181,7 @@ def session(
         raise UserError(f"sinks is {sinks!r}, but must be a list of sinks: sinks=[…].")
     settings, stop = read_settings(**overrides), stop or StopSignal()
     reporter = Reporter(settings, settings.output_path, extra_sinks=sinks)
+    reporter.cancellable(cancel_by(stop))
     out = settings.output_path
     with own_state(), removed_if_unused(out), locked(out), reporter, stop.on_signals(reporter.say):
         for note in settings_notes(**overrides): reporter.say(note)
@@ -190,8 +203,9 @@ def command(
     clean-up one line says that the command can be given again; a new folder that holds nothing is removed."""
     let_idle_threads_sleep()
     is_fixed = folder is not None and Path(folder).is_dir() and not os.access(folder, os.W_OK)
-    reporter = Reporter(settings, None if is_fixed else folder)
+    reporter, stop = Reporter(settings, None if is_fixed else folder), StopSignal()
+    reporter.cancellable(cancel_by(stop))
     holding = locked(folder) if lock and folder is not None else nullcontext()
-    with own_state(), removed_if_unused(folder), holding, reporter, StopSignal().on_signals(reporter.say, NOTHING_LEFT):
+    with own_state(), removed_if_unused(folder), holding, reporter, stop.on_signals(reporter.say, NOTHING_LEFT):
         if is_fixed: reporter.say(f"Nothing can be written to {printable(folder)}: its log does not tell of this.")
         yield reporter

@@ -105,6 +105,9 @@ class Settings:
         "folder where computed features are kept for the next run; unset: features/ in the folder of the run")
     decision: str = _setting("auto", parsers.registered(registry.DECISIONS),
         "how labels are chosen from probabilities; auto: the rule that scores best on the training folds")
+    adapt: str = _setting("auto", parsers.choice("auto", "off"),
+        "auto: learn how much a person's other recordings, without labels, help to predict the next; off: predict "
+        "each recording alone")
     flip: str = _setting("auto", parsers.choice("auto", "on", "off"),
         "find devices worn upside down and turn their signals; auto: only for data of the competition's design")
     disable: tuple[str, ...] = _setting((), parsers.maybe_names,
@@ -125,7 +128,7 @@ DEPRECATED = {"without": "disable"}
 _WITHOUT_PREFIX = {
     "dl_num_workers", "dl_persistent_workers", "dl_start_method", "log_every_steps", "print_every_steps",
     "feature_log_every", "feature_store", "heartbeat_seconds", "use_tqdm", "progress", "save_jsonl",
-    "run_any_training", "resume", "output_path", "decision", "time_limit_hours",
+    "run_any_training", "resume", "output_path", "decision", "time_limit_hours", "adapt",
 }
 
 def _variable(name: str) -> str:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['event_line', 'Bar', 'Sink', 'write_line', 'guard_streams', 'LineSink', 'JsonlSink', 'WidgetSink',
-           'TqdmSink', 'in_kernel', 'wants_widgets', 'bars_sink', 'lines_sink', 'log_sink', 'register_sink',
-           'choose_sinks']
+           'TqdmSink', 'TerminalSink', 'in_kernel', 'wants_widgets', 'wants_terminal', 'bars_sink', 'lines_sink',
+           'log_sink', 'register_sink', 'choose_sinks']
 
 # %% ../nbs/54_sinks.ipynb #204c35b2
 import atexit
@@ -22,8 +22,10 @@ from typing import NamedTuple
 
 from .config import Settings, UserError
 from .files import check_no_links, kind_of
+from .panel import Panel
 from .registry import SINKS, Entry
-from .text import html_text, printable
+from .terminal import TerminalBars, is_terminal
+from .text import printable
 
 # %% ../nbs/54_sinks.ipynb #c54b36fe
 def _json_value(value) -> object:
@@ -53,8 +55,13 @@ class Sink:
         "Called with every event. May return the text of a warning."
     def draw(self, bars: Mapping[str, Bar]) -> None:
         "Called with all bars if one has moved: 'overall' (run), 'fold' (training), 'epoch' (epoch or task)."
+    def cancellable(self, cancel: Callable[[], None]) -> None:
+        "Called before the first event with a function that ends the run as Ctrl-C does; any thread may call it."
     def close(self, failed: bool) -> None:
         "Called at the end of the run; `failed`: it raised an error."
+    def substitutes(self) -> list["Sink"]:
+        "Sinks that take its place if it fails."
+        return []
 
 # %% ../nbs/54_sinks.ipynb #59b0f479
 def _write(out, text: str) -> None:
@@ -181,34 +188,19 @@ class JsonlSink(Sink):
 
 # %% ../nbs/54_sinks.ipynb #91af0d30
 class WidgetSink(Sink):
-    "Bars of ipywidgets in the running cell."
+    "A panel of ipywidgets in the running cell, with the lines of a training folded away."
     def __init__(
         self,
         show: Callable | None = None,  # displays the widgets; default `IPython.display.display`
     ):
-        self.show, self.rows, self.box = show, {}, None
+        self.panel, self.printed = Panel(show), LineSink()
 
-    def draw(self, bars: Mapping[str, Bar]) -> None:
-        if self.box is None and bars: self._make()
-        for row, (label, done, total, note) in bars.items():
-            bar, text = self.rows[row]
-            bar.description, bar.max, bar.value = printable(label), max(total or done, 1), done
-            bar.bar_style, bar.layout.visibility = "", "visible"
-            text.value = html_text(f"{done:,}/{total:,} {note}" if total else f"{done:,} {note}")
-
-    def _make(self) -> None:
-        import ipywidgets as w
-        from IPython.display import display
-        for row in ("overall", "fold", "epoch"):
-            layout = {"width": "34em", "visibility": "hidden"}
-            bar = w.FloatProgress(0, max=1, description=row, style={"description_width": "11em"}, layout=layout)
-            self.rows[row] = bar, w.HTML()
-        self.box = w.VBox([w.HBox(row) for row in self.rows.values()])
-        (self.show or display)(self.box)
-
-    def close(self, failed: bool) -> None:
-        for bar, _ in self.rows.values(): bar.bar_style = "danger" if failed else "success"
-        self.rows, self.box = {}, None
+    def on_event(self, event: dict) -> str | None:
+        return None if self.panel.hear(event) else self.printed.on_event(event)
+    def draw(self, bars: Mapping[str, Bar]) -> None: self.panel.draw(bars)
+    def cancellable(self, cancel: Callable[[], None]) -> None: self.panel.cancel = cancel
+    def close(self, failed: bool) -> None: self.panel.close(failed)
+    def substitutes(self) -> list[Sink]: return [LineSink()]
 
 # %% ../nbs/54_sinks.ipynb #4f3e8809
 class TqdmSink(Sink):
@@ -248,6 +240,19 @@ class TqdmSink(Sink):
             try: bar.close()
             except Exception: bar.disable = True   # stderr takes nothing: the bar does not try again when it is deleted
 
+# %% ../nbs/54_sinks.ipynb #5b2bee1e
+class TerminalSink(Sink):
+    "Lines in a terminal, with bars below them."
+    def __init__(self): self.bars = TerminalBars()
+
+    def on_event(self, event: dict) -> str | None:
+        if event.get("text") is not None: self.bars.line(event["text"])
+        return None
+
+    def draw(self, bars: Mapping[str, Bar]) -> None: self.bars.draw(bars)
+    def close(self, failed: bool) -> None: self.bars.close()
+    def substitutes(self) -> list[Sink]: return [LineSink()]
+
 # %% ../nbs/54_sinks.ipynb #cb967a61
 def in_kernel() -> bool:
     "Whether this process is a Jupyter kernel. Does not import IPython."
@@ -267,16 +272,22 @@ def wants_widgets(
     in_batch = bool(environ.get("IN_TEST")) or environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
     return progress == "widgets" or not in_batch
 
+def wants_terminal(progress: str = "auto") -> bool:
+    "Whether bars stay below the lines: where standard output is a terminal and the setting is not `lines`."
+    return progress != "lines" and not in_kernel() and is_terminal()
+
 # %% ../nbs/54_sinks.ipynb #a1d2e3f4
 def bars_sink(settings: Settings, folder: Path | None = None) -> Sink | None:
-    "Bars of tqdm if `use_tqdm` is set, widgets in a live notebook, else none."
+    "Bars of tqdm if `use_tqdm` is set; else a panel in a live notebook or bars in a terminal, with the lines."
     widgets = wants_widgets(settings.progress)
     if settings.use_tqdm: return TqdmSink(notebook=widgets)
-    return WidgetSink() if widgets else None
+    if widgets: return WidgetSink()
+    return TerminalSink() if wants_terminal(settings.progress) else None
 
-def lines_sink(settings: Settings, folder: Path | None = None) -> Sink:
-    "Lines on standard output, always."
-    return LineSink()
+def lines_sink(settings: Settings, folder: Path | None = None) -> Sink | None:
+    "Lines on standard output, where no panel and no bars in a terminal take them."
+    shown_elsewhere = wants_widgets(settings.progress) or wants_terminal(settings.progress)
+    return None if shown_elsewhere and not settings.use_tqdm else LineSink()
 
 def log_sink(settings: Settings, folder: Path | None = None) -> Sink | None:
     "logs/run.jsonl in the run folder, if `save_jsonl` is set."

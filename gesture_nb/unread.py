@@ -76,19 +76,25 @@ _RUN = _TALK | {"output_path"}
 _OF_THE_MACHINE = {"dl_num_workers", "dl_persistent_workers", "dl_start_method", "resume", "run_any_training",
                    "feature_store", "time_limit_hours", "run_data_code"}   # a command without them does the same
 READ_BY = {   # command → the settings that it reads; those of weights are written 'w_'
-    "predict": _RUN | _RECORDINGS | {"decision", "w_"},
+    "predict": _RUN | _RECORDINGS | {"decision", "adapt", "w_"},
+    "adapt": _RUN | _RECORDINGS,
     "features": _RUN | _RECORDINGS | {"feature_store", "fold_column", "group_column"},
     "evaluate": _RUN | _RECORDINGS | _OF_THE_MACHINE,
     "inspect": _TALK | _RECORDINGS | {"fold_column", "group_column"},
+    "explore": _RUN | _RECORDINGS,
+    "compare": _TALK,
     "convert": _TALK | _RECORDINGS,
     "simulate": _TALK | {"seed"},
     "report": _RUN, "replay": _RUN, "export": _RUN,
 }
 _WHY = {
     "predict": "the run in --out predicts as it was trained",
+    "adapt": "the run in --out answers as it was trained",
     "features": "it only computes features of recordings",
     "evaluate": "the run in --out is scored as it was trained",
     "inspect": "it only looks at recordings",
+    "explore": "it only shows recordings, and the predictions of the run in --out",
+    "compare": "it only looks at the runs that are named",
     "convert": "it only writes recordings, to the file --to",
     "simulate": "it only writes recordings, to the folder --to",
 }

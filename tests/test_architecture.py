@@ -29,6 +29,7 @@ HEAVY = (
     "fastcore",
     "polars",
     "onnxruntime",
+    "plotly",
 )
 
 
@@ -53,7 +54,7 @@ def notebook_of(path):
 NOTEBOOKS = {t: (p, cells) for p in sorted((ROOT / "nbs").glob("*.ipynb")) for t, cells in [notebook_of(p)] if t}
 GROUND = ("errors", "registry", "config", "sensors", "schema", "control", "artifacts", "tasks", "sinks", "progress")
 GROUND += ("show", "parsers", "settings", "unread", "forked")
-GROUND += ("text", "isolation", "files", "writing", "figures")
+GROUND += ("text", "isolation", "files", "writing", "figures", "panel", "remaining", "story", "terminal")
 FLOORS = (
     GROUND,
     ("data",),
@@ -61,8 +62,8 @@ FLOORS = (
     ("evaluation",),
     ("models",),
     ("training",),
-    ("serving", "report", "analysis"),
-    ("session", "app", "commands", "api", "cli", "__main__", "__init__"),
+    ("serving", "report", "explorer", "analysis"),
+    ("session", "app", "commands", "api", "cli_options", "cli", "__main__", "__init__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -165,6 +166,9 @@ def test_every_import_in_the_package_is_declared_or_ours():
         "ipywidgets",
         "matplotlib",
         "tqdm",
+        "rich",
+        "click",
+        "jinja2",
         "safetensors",
         "filelock",
         "threadpoolctl",

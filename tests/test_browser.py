@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: Run All moves the bars, shows the loss beside them, and the lines appear as well."""
+"""JupyterLab in a real browser: bars and curves move, a button ends the run, which goes on and ends with its card."""
 
 import json
 import os
@@ -117,7 +117,39 @@ def run_all(page):
     pytest.fail("no cell was run: " + page.locator(".jp-Notebook").inner_text()[:2000])
 
 
-def test_bars_move_in_jupyterlab(lab):
+def outputs(page):
+    """The text of all outputs of the notebook."""
+    return "".join(page.locator(".jp-Cell-outputArea").all_inner_texts())
+
+
+def brightness(page, selector):
+    """0 to 255: how light the words of an element are."""
+    colour = page.locator(selector).first.evaluate("e => getComputedStyle(e).fill || getComputedStyle(e).color")
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+
+def until(condition, what, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+def choose_dark(page):
+    page.get_by_role("menuitem", name="Settings", exact=True).click()
+    for name in ("Theme", "JupyterLab Dark"):
+        page.locator(f".lm-Menu-itemLabel:text-is('{name}')").click()
+    page.wait_for_selector("body[data-jp-theme-light='false']", state="attached")
+    page.wait_for_selector("#jupyterlab-splash", state="detached")
+
+
+def picture(page, name):
+    """Keeps what is seen, where somebody wants to look at it."""
+    if os.environ.get("BROWSER_PICTURE"):
+        page.screenshot(path=os.environ["BROWSER_PICTURE"].replace(".png", f"_{name}.png"), full_page=True)
+
+
+def test_a_run_is_followed_cancelled_and_taken_up_again(lab):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
@@ -131,24 +163,50 @@ def test_bars_move_in_jupyterlab(lab):
                 "--disable-sync",
             ],
         )
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page, wrong = browser.new_page(viewport={"width": 1300, "height": 1000}), []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(lab)
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=90_000)
         run_all(page)
-        page.wait_for_selector(".progress-bar", state="attached", timeout=120_000)
+        shown = page.locator(".progress-bar")
+        end = time.monotonic() + 120
+        while not shown.count():
+            assert time.monotonic() < end, "there are no bars: " + page.locator(".jp-Notebook").inner_text()[:2000]
+            time.sleep(0.1)
         seen = []
-        while time.sleep(0.1) or "Everything is in" not in page.locator(".jp-Notebook").inner_text():
+        curve = page.locator(".jp-OutputArea svg polyline")
+
+        def has_moved():
             seen.append(bars(page))
-            assert len(seen) < 3000, "the run did not end"
+            widths = {row[1] for rows in seen for row in rows if re.search("epoch|fold", row[0].lower())}
+            return len(widths) > 3 and curve.count() > 0
+
+        until(has_moved, f"the bars did not move or there is no curve: {seen[-1:]}")
+        picture(page, "light")
+        page.locator(".jp-OutputArea button:has-text('cancel')").click()
+        until(lambda: "ended before it was finished" in outputs(page), "the button did not end the run", seconds=60)
+        assert "goes on from the last checkpoint" in outputs(page)
+        assert any("loss" in row[2] and "lr" in row[2] for rows in seen for row in rows)
+        assert any("ETA" in row[2] for rows in seen for row in rows if row[0] == "overall")
+
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=90_000)
+        run_all(page)
+        page.wait_for_selector(".jp-OutputArea a:has-text('report')", timeout=240_000)
         last = bars(page)
-        page.wait_for_selector(".widget-dropdown, .widget-slider, .widget-inline-hbox", timeout=60_000)
-        text = page.locator(".jp-Notebook").inner_text()
-        if os.environ.get("BROWSER_PICTURE"):
-            page.screenshot(path=os.environ["BROWSER_PICTURE"], full_page=True)
+        lines = page.locator(".jp-OutputArea details").last
+        assert "[Torch]" not in lines.inner_text()
+        lines.locator("summary").click()
+        folded = lines.inner_text()
+        page.wait_for_selector(".widget-dropdown, .widget-slider, .widget-inline-hbox", timeout=120_000)
+        words = ".jp-OutputArea svg text"
+        assert brightness(page, words) < 100
+        choose_dark(page)
+        until(lambda: brightness(page, words) > 150, "words of the curves stay dark on a dark page", seconds=20)
+        picture(page, "dark")
+        text = outputs(page)
         browser.close()
-    widths = {row[1] for rows in seen for row in rows if "epoch" in row[0].lower() or "fold" in row[0].lower()}
-    assert len(widths) > 3, f"the bars did not move: {widths}"
-    assert any("loss" in row[2] and "lr" in row[2] for rows in seen for row in rows)
     assert last[0][1] == 100.0
-    assert "[Torch] fold=1 epoch=1/30 step=1/" in text and text.count("Loading training data") == 1
+    assert "[Torch] fold=2 epoch=30/30" in folded
+    assert text.count("Loading training data") == 1 and "95 % over people" in text
+    assert not wrong, wrong

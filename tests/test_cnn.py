@@ -18,6 +18,7 @@ from gesture_nb.features.frames import FrameFeatures, take_frames
 from gesture_nb.models.base import Batch, FoldOptions, Member
 from gesture_nb.models.cnn import TorchMember
 from gesture_nb.models.cnn_layers import FAST, stem_of
+from gesture_nb.models.training_loop import check_part
 from gesture_nb.training.checkpoint import FolderCheckpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -330,3 +331,65 @@ def test_rare_classes_and_tiny_sets():
     assert trained(b, epochs=1).predict_proba(b).shape == (7, 7)
     one = b.take(np.array([0, 6]))
     assert trained(one, epochs=1).predict_proba(one).shape == (2, 7)
+
+
+# ---------------------------------------------------------------- learning curves
+
+def by_subject(b, checked):
+    "(fit, check) positions: these people are the check part."
+    check = np.isin(b.subjects, checked)
+    return np.flatnonzero(~check), np.flatnonzero(check)
+
+
+def watched(monkeypatch):
+    "Epoch → positions that were read, of trainings from now on."
+    from gesture_nb.models.cnn import CnnTrainer
+    read, real = {}, CnnTrainer.step
+    def step(self, batch, epoch):
+        read.setdefault(epoch, []).extend(np.asarray(batch["pos"]).tolist())
+        return real(self, batch, epoch)
+    monkeypatch.setattr(CnnTrainer, "step", step)
+    return read
+
+
+def test_a_few_people_join_later_and_the_net_is_checked_on_them_until_then(monkeypatch):
+    b, read = problem(n=60), watched(monkeypatch)
+    m = TorchMember(Settings(epochs=6, batch_size=16), 1, 0, SMALL)
+    history = m.fit(b, inner_split=by_subject(b, ["p1", "p4"]), reporter=Quiet())
+    late = set(np.flatnonzero(b.subjects == "p1").tolist())
+    assert history["check"]["people"] == ["p1"] and history["check"]["epochs"] == 2
+    for epoch, positions in read.items(): assert len(positions) == 60 and bool(late & set(positions)) == (epoch >= 2)
+    assert all(v > 0 for v in history["check_loss"][:2]) and history["check_loss"][2:] == [None] * 4
+    assert len(history["fit_loss"]) == 6 and all(np.isfinite(history["fit_loss"]))
+    known = check_part(b, by_subject(b, ["p1", "p4"]), 6, 0).known
+    p = m.predict_proba(b)[known, b.y[known]].astype(float)
+    assert np.isclose(history["fit_loss"][-1], -np.log(p).mean(), atol=1e-5)
+
+
+def test_the_checked_people_have_no_part_in_the_first_epochs():
+    b = problem(n=60, lengths=[40] * 60)
+    spoiled = b.frames.values.copy()
+    for i in np.flatnonzero(b.subjects == "p1"):   # backwards, which leaves the scales of features as they are
+        rows = slice(*b.frames.offsets[i:i + 2])
+        spoiled[rows] = spoiled[rows][::-1]
+    losses = []
+    for batch in (b, replace(b, frames=replace(b.frames, values=spoiled))):
+        r = Quiet()
+        TorchMember(Settings(epochs=3, batch_size=16), 1, 0, SMALL).fit(
+            batch, inner_split=by_subject(b, ["p1"]), reporter=r)
+        losses.append(r.losses)
+    assert np.allclose(losses[0][:4], losses[1][:4], atol=1e-4)
+    assert not np.allclose(losses[0][4:], losses[1][4:], atol=1e-3)
+
+
+def test_nobody_is_left_out_where_that_would_be_too_many_or_too_short():
+    b = problem(n=60)
+    def part(checked, epochs=6): return check_part(b, by_subject(b, checked), epochs, 0)
+    assert part(["p0", "p1"]).people == ("p0",) and check_part(b, None, 6, 0) is None
+    assert part(["p0"], epochs=2) is None and part([]) is None
+    few = b.take(np.flatnonzero(np.isin(b.subjects, ["p0", "p1", "p2"])))
+    assert check_part(few, by_subject(few, ["p0"]), 6, 0) is None
+    chosen = part(["p0"])
+    late = np.flatnonzero(b.subjects == "p0")
+    assert not np.isin(chosen.in_place, late).any() and np.array_equal(b.y[chosen.in_place], b.y)
+    assert np.isin(chosen.checked, late).all() and not np.isin(chosen.known, late).any()

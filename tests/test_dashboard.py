@@ -3,6 +3,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from gesture_nb.config import Settings, with_settings
 from gesture_nb.data.sequences import table_from_arrays
 from gesture_nb.errors import UserError
 from gesture_nb.progress import Reporter
+from gesture_nb.remaining import Remaining
 from gesture_nb.report.dashboard import PickerWidgets, Watch, bars_after, pick, replay
 from gesture_nb.report.run_log import LogReader, learning_curves, longest_silence
 from gesture_nb.show import canvas
+from gesture_nb.story import Best, Story, card, charts, status
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
@@ -90,9 +93,13 @@ def test_damage_anywhere_is_named_or_harmless(tmp_path, seed):
         r = replay(tmp_path)
         text = str(r)
         assert all(f"Line {n} of logs/run.jsonl" in text for n, _ in r.bad)
-        bars = {}
+        bars, story, remaining = {}, Story(), Remaining()
         for e in r.events:
             bars = bars_after(bars, e)
+            story.hear(e)
+            remaining.hear(e)
+        assert status(story) is not None and remaining.seconds(1e9) != 0
+    assert charts(story) and card(story, False)
     r.figure()
 
 
@@ -111,8 +118,24 @@ def test_a_field_of_another_type_is_named_or_harmless(tmp_path, value, whole_log
         assert str(r)
         if field in ("time", "fold", "epoch", "loss", "total"):
             assert r.figure()
+        story, remaining = Story(), Remaining()
         for e in r.events:
             assert all(isinstance(n, (int, float)) for _, n, _, _ in bars_after({}, e).values())
+            story.hear(e)
+            remaining.hear(e)
+        charts(story), status(story), card(story, False), remaining.seconds(2e9)
+
+
+def test_a_run_that_is_not_finished_can_be_watched_and_nothing_else(tmp_path):
+    from gesture_nb.api import Run
+    small_run(tmp_path)
+    run = Run(tmp_path)
+    assert "Frame features" in str(run.watch()) and "not finished" in repr(run) and "not finished" in run._repr_html_()
+    for name in ("metrics", "config", "classes"):
+        with pytest.raises(UserError, match="holds no finished run"):
+            getattr(run, name)
+    with pytest.raises(UserError, match="holds no finished run"):
+        Run(tmp_path / "other")
 
 
 def test_without_a_log_there_is_a_sentence(tmp_path):
@@ -163,7 +186,63 @@ with Reporter(folder={str(tmp_path)!r}) as r, r.training('Torch', 1, 1, 50) as t
     w.thread.join(30)
     assert not w.thread.is_alive() and w.error is None and w.bars["fold"][:3] == ("Torch fold 1", 50, 50)
     assert w.line.value.endswith("The run has ended.") and w.button.disabled
-    assert [c.children[0].value for c in w.box.children[0].children][1] == 50
+    panel, *_, card = w.box.children
+    assert [c.children[0].value for c in panel.children[0].children][1] == 50
+    assert "loss 0.5000" in panel.children[1].value and "<polyline" in panel.children[2].value
+
+
+def test_watch_shows_a_finished_log_with_its_forecast_and_its_scores(tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text("<p>")
+    rows = [{"member": "ensemble <b>", "metric": "macro F1", "value": 0.5, "low": 0.4, "high": 0.61}]
+    with Reporter(with_settings(Settings(), progress="lines"), tmp_path) as r:
+        r.plan(2, {"Torch fold 1": 5.0, "Torch fold 2": 5.0}, after=3)
+        r.unit_done("Torch fold 1")
+        r.event("scores", rows=rows, report=str(report))
+    w = Watch(tmp_path, seconds=0.02, show=lambda box: None)
+    w.thread.join(30)
+    card = w.box.children[-1].value
+    assert w.error is None and "0.500" in card and "0.400 – 0.610" in card and "report.html" in card
+    assert "ensemble &lt;b&gt;" in card and w.remaining.seconds(0) is None
+
+
+def test_a_log_without_its_end_shows_the_time_that_remains(tmp_path):
+    with Reporter(with_settings(Settings(), progress="lines"), tmp_path) as r:
+        r.plan(2, {"Torch fold 1": 500.0, "Torch fold 2": 500.0})
+    kept = [line for line in log_of(tmp_path).read_text().splitlines() if '"close"' not in line]
+    log_of(tmp_path).write_text("\n".join(kept) + "\n")
+    w = Watch(tmp_path, seconds=0.02, show=lambda box: None)
+    end = time.monotonic() + 20
+    while not w.bars and time.monotonic() < end:
+        time.sleep(0.02)
+    assert w._shown()["overall"].note.startswith("ETA 16.")
+    w.stop()
+
+
+def test_a_story_thins_its_curves_and_keeps_their_ends():
+    story = Story()
+    for step in range(1, 2001):
+        story.hear({"kind": "step", "label": "LightGBM", "fold": 1, "epoch": 1, "epochs": 1, "step": step,
+                    "steps": 2000, "loss": 1 / step})
+    points = story.curves["LightGBM"][1]["loss"].points
+    assert points[0] == (1, 1.0) and points[-1] == (2000, 1 / 2000) and len(points) <= 240
+    assert story.best["LightGBM"].value == 1 / 2000 and story.units["LightGBM"] == "round"
+
+
+def test_a_story_prefers_what_was_checked_and_forgets_steps_of_a_whole_epoch():
+    story = Story()
+    def event(kind, **more):
+        return {"kind": kind, "label": "T", "fold": 2, "epochs": 9, "steps": 10} | more
+    story.hear(event("step", epoch=1, step=5, loss=2.0))
+    assert story.curves["T"][2]["now"].points == [(0.5, 2.0)] and story.best == {}
+    story.hear(event("epoch", epoch=1, loss=1.5, check_loss=1.9, fit_loss=1.2))
+    story.hear(event("epoch", epoch=2, loss=1.0, check_loss=2.1))
+    story.hear(event("epoch", epoch=3, loss="nan"))
+    series = story.curves["T"][2]
+    assert set(series) == {"loss", "check_loss", "fit_loss"} and len(series["loss"].points) == 2
+    assert story.best["T"] == Best("check_loss", 1.9, "fold 2, epoch 1")
+    drawn = charts(story)
+    assert "stroke-dasharray" in drawn and "dashed: " in drawn and "thin: " in drawn and "nan" not in drawn
 
 
 @pytest.mark.parametrize("label, unit", [("LightGBM", "round"), ("Torch", "epoch 1/1")])

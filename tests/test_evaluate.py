@@ -131,14 +131,14 @@ def test_the_detector_of_a_fold_knows_nothing_of_its_people(done):
 
 
 def test_serving_answers_what_the_out_of_fold_table_says(done):
-    """Blend, repairs and deciding by person, asked one at a time in the same order of arrival."""
+    """Blend, repairs and deciding by person, asked one at a time in the same order of arrival, features as recorded."""
     import pyarrow.parquet as pq
 
     from gesture_nb.serving.predictor import load
 
     said, k = np.array(pq.read_table(done.out / "oof.parquet")["pred"].to_pylist()), 1
     order = [i for i in arrival_order(len(said), done.s.seed) if done.p.fold[i] == k]
-    predictor, t = load(done.out, k), done.p.table
+    predictor, t = load(done.out, k, adapt=False), done.p.table
     frames = {
         i: {
             "sequence_id": [t.meta["sequence_id"][i]] * t.lengths[i],

@@ -15,7 +15,7 @@ from gesture_nb.sinks import Sink
 NAMES = {"GestureClassifier", "Run", "Settings", "load", "main", "read_recordings"}
 NAMES |= {"register_member", "register_sensor", "register_sink", "train"}
 NAMES |= {"convert", "from_arrays", "from_frame"}
-NAMES |= {"inspect"}
+NAMES |= {"inspect", "explore", "adapt", "compare"}
 QUICK = {"members": "lgbm", "folds": 2, "boosting_rounds": 5, "progress": "lines"}
 
 

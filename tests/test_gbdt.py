@@ -2,6 +2,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,3 +193,84 @@ def test_another_models_text_is_refused(tmp_path):
     fitted(batch_of(np.arange(200) % 4, features=9)).save(other)
     (tmp_path / "model.txt").write_bytes((other / "model.txt").read_bytes())
     with pytest.raises(UserError, match="does not fit member.json"): LgbmMember.load(tmp_path)
+
+
+def worn_differently(n=240, people=6, **kw):
+    "People whose mean of acc.x differs, which hides the label; with the shifts that bring them together."
+    b = batch_of(np.arange(n) % 4, people=people, **kw)
+    own = np.linspace(-20, 20, people)[np.arange(n) % people].astype("f4")
+    x, names = b.summaries[0].copy(), ("acc.x:mean", *b.summaries[1][1:])
+    x[:, 0] = 3 * (b.y == 0) + own
+    return replace(b, summaries=Summaries(x, names), shifts=-own[:, None])
+
+
+def test_the_twin_learns_from_shifted_features(tmp_path):
+    b = worn_differently()
+    stranger = replace(worn_differently(seed=1), y=None, subjects=None)
+    m = fitted(b)
+    p = legal(m.predict_adapted(stranger).probs, stranger)
+    told_apart = [(q.argmax(1) == 0) == (np.arange(240) % 4 == 0) for q in (p, m.predict_proba(stranger.shifted()))]
+    assert np.mean(told_apart[0]) > np.mean(told_apart[1])
+    m.save(tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["member.json", "model.txt", "twin.txt"]
+    loaded = LgbmMember.load(tmp_path)
+    assert np.array_equal(loaded.predict_adapted(stranger).probs, p)
+    assert np.array_equal(loaded.predict_proba(stranger), m.predict_proba(stranger))
+    labelled = replace(stranger, y=np.roll(b.y, 1), subjects=b.subjects)
+    assert np.array_equal(m.predict_adapted(labelled).probs, p)   # labels of new people are not read
+    assert m.predict_adapted(stranger.take(np.arange(0))).probs.shape == (0, 4)
+
+
+def test_mirror_images_are_shifted_by_their_own_shifts():
+    b = worn_differently()
+    x = b.summary().values
+    rows, images = gbdt.shifted_rows(replace(b, mirrored_shifts=2 * b.shifts), x, -x)
+    assert np.array_equal(rows[:, 0], x[:, 0] + b.shifts[:, 0])
+    assert np.array_equal(images[:, 0], -x[:, 0] + 2 * b.shifts[:, 0])
+    assert np.array_equal(rows[:, 1:], x[:, 1:]) and np.array_equal(images[:, 1:], -x[:, 1:])
+    assert gbdt.shifted_rows(b, x, -x)[1] is None
+
+
+def test_without_adaptation_nothing_changes(tmp_path):
+    b, found = worn_differently(), []
+    for name, settings, train in (
+        ("off", {"adapt": "off"}, b), ("unknown", {}, replace(b, shifts=None)), ("on", {}, b)
+    ):
+        m = LgbmMember(Settings(boosting_rounds=30, **settings), 1)
+        m.fit(train, inner_split=split(b))
+        (tmp_path / name).mkdir()
+        m.save(tmp_path / name)
+        found.append((m, {f.name: f.read_bytes() for f in (tmp_path / name).iterdir()}))
+    (off, off_files), (unknown, unknown_files), (on, on_files) = found
+    assert off_files == unknown_files and "twin.txt" not in off_files
+    assert on_files["model.txt"] == off_files["model.txt"]
+    assert off.predict_proba(b).tobytes() == on.predict_proba(b).tobytes()
+    assert "twin" not in off.hyperparameters(b) and on.hyperparameters(b)["twin"]
+    assert np.array_equal(off.predict_adapted(b).probs, off.predict_proba(b.shifted()))
+
+
+def test_a_damaged_twin_is_named(tmp_path):
+    fitted(worn_differently()).save(tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    fitted(worn_differently(features=9)).save(other)
+    (tmp_path / "twin.txt").write_bytes((other / "twin.txt").read_bytes())
+    with pytest.raises(UserError, match="does not fit member.json"): LgbmMember.load(tmp_path)
+    (tmp_path / "twin.txt").unlink()
+    with pytest.raises(UserError, match="twin.txt"): LgbmMember.load(tmp_path)
+
+
+def test_exported_twins_answer_alike(tmp_path):
+    from gesture_nb.serving.compiled import CompiledTrees
+    from gesture_nb.serving.export import difference_of, export_trees
+    b = worn_differently()
+    members = {0: fitted(b), 2: fitted(b, fold=2)}
+    entry = export_trees(members, b, "lgbm", tmp_path)
+    compiled = CompiledTrees(tmp_path, entry, [0, 2])
+    few = b.take(np.arange(9))
+    assert entry["twins"] == [0, 2] and difference_of(compiled, [*members.values()], few) <= 1e-5
+    members[0].twin = None
+    assert difference_of(compiled, [*members.values()], few) > 1e-3
+    entry = export_trees(members, b, "lgbm", tmp_path)
+    assert entry["twins"] == [2]
+    assert difference_of(CompiledTrees(tmp_path, entry, [0, 2]), [*members.values()], few) <= 1e-5

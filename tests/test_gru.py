@@ -16,7 +16,7 @@ from gesture_nb.features.frames import FrameFeatures
 from gesture_nb.models.base import Batch, Member
 from gesture_nb.models.gru import KerasMember, SequenceRecipe, make_schedule, one_cycle
 from gesture_nb.models.quiet_tensorflow import load_tensorflow, quiet_stderr
-from gesture_nb.models.training_loop import Schedule
+from gesture_nb.models.training_loop import Schedule, check_part
 from gesture_nb.training.checkpoint import FolderCheckpoint
 
 SMALL = SequenceRecipe(width=8, patches=8, heads=2, epochs=(3, 3), batch_size=16)
@@ -250,6 +250,18 @@ def test_folds_live_side_by_side(fitted, tmp_path):
     m.save(tmp_path)
     assert np.array_equal(m.predict_proba(b), before)
     assert np.array_equal(KerasMember.load(tmp_path).predict_proba(b), before)
+
+
+def test_learning_curves_are_losses_of_the_answers(tmp_path):
+    b = ragged(np.resize([20, 31, 25], 60))
+    b = Batch(b.frames, b.index, b.classes, b.y, np.resize(list("abcdef"), 60))
+    check = b.subjects == "a"
+    m = KerasMember(Settings(epochs=4, batch_size=16), 1, 0, SMALL)
+    history = m.fit(b, inner_split=(np.flatnonzero(~check), np.flatnonzero(check)))
+    assert history["check"]["people"] == ["a"] and history["check_loss"][1:] == [None] * 3
+    known = check_part(b, (np.flatnonzero(~check), np.flatnonzero(check)), 4, 0).known
+    p = m.predict_proba(b)[known, b.y[known]].astype(float)
+    assert np.isclose(history["fit_loss"][-1], -np.log(p).mean(), atol=1e-4)
 
 
 def test_settings_come_first():

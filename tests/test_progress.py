@@ -12,10 +12,14 @@ import pytest
 from conftest import ROOT
 
 from gesture_nb.config import Settings, with_settings
+from gesture_nb.control import StopSignal
 from gesture_nb.errors import UserError
 from gesture_nb.progress import Quiet, Reporter
 from gesture_nb.registry import SINKS
+from gesture_nb.remaining import Remaining
+from gesture_nb.session import cancel_by
 from gesture_nb.sinks import (
+    Bar,
     JsonlSink,
     LineSink,
     Sink,
@@ -572,7 +576,11 @@ def test_settings_choose_the_sinks(tmp_path, monkeypatch):
     assert names(use_tqdm=True) == ["TqdmSink", "LineSink"]
     monkeypatch.setattr("gesture_nb.sinks.in_kernel", lambda: True)
     monkeypatch.delenv("IN_TEST", raising=False)
-    assert names() == ["WidgetSink", "LineSink"] and names(progress="lines") == ["LineSink"]
+    assert names() == ["WidgetSink"] and names(progress="lines") == ["LineSink"]
+    assert names(use_tqdm=True) == ["TqdmSink", "LineSink"]
+    monkeypatch.setattr("gesture_nb.sinks.in_kernel", lambda: False)
+    monkeypatch.setattr("gesture_nb.sinks.is_terminal", lambda: True)
+    assert names(tmp_path) == ["TerminalSink", "JsonlSink"] and names(progress="lines") == ["LineSink"]
     assert names(use_tqdm=True) == ["TqdmSink", "LineSink"]
     assert not (tmp_path / "logs").exists()
 
@@ -722,13 +730,190 @@ def test_widgets_show_where_the_run_is():
     shown = []
     sink = WidgetSink(show=shown.append)
     run_all(Reporter(with_settings(Settings(), log_every_steps=1), sinks=[sink]))
-    box, = shown
-    rows = [list(r.children) for r in box.children]
+    box, card = shown
+    rows = [list(r.children) for r in box.children[0].children]
     bars = [(b.description, b.value, b.max) for b, _ in rows]
     assert bars == [("overall", 2, 2), ("Torch fold 2", 6, 6), ("epoch 2/2", 3, 3)]
     assert rows[0][1].value == "2/2 Torch fold 2" and "check_acc 0.7500" in rows[1][1].value
     assert rows[2][1].value == "3/3 loss 0.5000 lr 1.00e-03"
     assert {b.bar_style for b, _ in rows} == {"success"}
+    assert "check_acc 0.7500 (fold 1, epoch 1)" in box.children[1].value
+    assert box.children[2].value.count("<polyline") == 4 and "fold 2" in box.children[2].value
+    assert "[Torch] fold=2 epoch=2/2 step=3/3 loss=0.5000" in card.value and "<details>" in card.value
+
+
+def test_nothing_remains_at_the_end():
+    shown = []
+    with Reporter(sinks=[WidgetSink(show=shown.append)]) as r:
+        r.plan(1, {"Torch fold 1": 90.0}, after=60)
+        assert shown[0].children[0].children[0].children[1].value == "0/1 ETA 2.5 min"
+        r.unit_done("Torch fold 1")
+    assert shown[0].children[0].children[0].children[1].value == "1/1 Torch fold 1"
+
+
+def test_lines_before_the_plan_are_printed_and_later_ones_are_folded(capsys):
+    shown = []
+    with Reporter(with_settings(Settings(), log_every_steps=1), sinks=[WidgetSink(show=shown.append)]) as r:
+        r.say("Gestures: 18")
+        assert lines(capsys) == ["Gestures: 18"] and shown == []
+        r.plan(1)
+        r.say("Training <b>now</b>")
+    assert lines(capsys) == [] and "Training &lt;b&gt;now&lt;/b&gt;" in shown[1].value
+
+
+def test_a_panel_that_fails_gives_its_place_to_lines(capsys):
+    def show(shown):
+        raise RuntimeError("no front end")
+    r = Reporter(sinks=[WidgetSink(show=show)])
+    run_all(r)
+    printed = lines(capsys)
+    assert [type(s).__name__ for s in r.sinks] == ["LineSink"]
+    assert any(s.startswith("The sink WidgetSink failed") for s in printed)
+    assert "[Torch] fold=2 epoch=2/2 step=3/3" in printed[-1]
+
+
+def test_the_button_of_the_panel_ends_a_training_with_its_state_saved():
+    shown, saved, stop = [], [], StopSignal()
+    r = Reporter(sinks=[WidgetSink(show=shown.append)])
+    r.cancellable(cancel_by(stop))
+    with pytest.raises(KeyboardInterrupt), r, r.training("Torch", 1, 1, 9) as t, stop.polled():
+        r.plan(1)
+        t.start_epoch(1)
+        for step in range(9):
+            t.step(0.5, 1e-3)
+            if step == 3:
+                button, = [w for w in shown[0].children if w.__class__.__name__ == "Button"]
+                button.click()
+            stop.check(lambda: saved.append(t.done))
+    assert saved == [4] and button.disabled and len(shown[0].children) == 3
+    assert "ended before it was finished" in shown[1].value
+    button.disabled = False
+    button.click()   # comes too late: nothing happens
+
+
+def test_the_button_interrupts_what_is_no_training():
+    done = subprocess.run([sys.executable, "-c", f'''
+import sys, threading, time
+sys.path.insert(0, {str(ROOT)!r})
+from gesture_nb.control import StopSignal
+from gesture_nb.session import cancel_by
+stop = StopSignal()
+try:
+    with stop.on_signals(print):
+        threading.Timer(.1, cancel_by(stop)).start()
+        time.sleep(60)
+except KeyboardInterrupt: print("ended")
+'''], capture_output=True, text=True, timeout=50)
+    assert done.stdout.splitlines()[-1] == "ended", done.stderr
+
+
+def test_a_panel_draws_at_intervals_and_always_at_the_end(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("gesture_nb.panel.status", lambda story: drawn.append(story.heard) or str(len(drawn)))
+    run_all(Reporter(with_settings(Settings(), log_every_steps=1), sinks=[WidgetSink(show=lambda shown: None)]))
+    assert drawn[-1] == 14 and len(drawn) < 10   # of some forty times that a bar or a line changed
+
+
+def test_a_timer_draws_what_came_too_early():
+    shown = []
+    sink = WidgetSink(show=shown.append)
+    for done in (1, 2):
+        sink.draw({"epoch": Bar("Reading", done, 4, "")})
+    bar = shown[0].children[0].children[2].children[0]
+    end = time.monotonic() + 20
+    while bar.value < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    assert bar.value == 2
+
+
+# ------------------------------------------------------------------ the time that remains
+
+def heard(*events):
+    remaining = Remaining()
+    for event in events:
+        remaining.hear(event)
+    return remaining
+
+
+def plan(**more):
+    return {"kind": "plan", "time": 0.0, "units": 4} | more
+
+
+def unit(label, t, done, **more):
+    return {"kind": "unit", "time": t, "label": label, "done": done} | more
+
+
+EXPECTED = {"lgbm fold 1": 10.0, "lgbm fold 2": 10.0, "torch fold 1": 100.0, "torch fold 2": 100.0}
+
+
+def test_the_time_that_remains_counts_every_stage():
+    assert heard(plan(expected=EXPECTED, after=5)).seconds(4.0) == 6 + 10 + 200 + 5
+    r = heard(plan(expected=EXPECTED, after=5), unit("lgbm fold 1", 20.0, 1))
+    assert r.seconds(20.0) == 2 * (10 + 200) + 5
+    r = heard(plan(expected=EXPECTED, after=5), *(unit(name, 10.0, k + 1) for k, name in enumerate(EXPECTED)))
+    assert r.seconds(11.0) == 4 and r.seconds(99.0) is None
+    r.hear({"kind": "close", "time": 12.0})
+    assert r.seconds(12.0) is None
+
+
+def test_units_that_were_finished_before_say_nothing_of_the_pace():
+    r = heard(plan(expected={"torch fold 2": 100.0}), unit("torch fold 1", 0.1, 1, trained=False))
+    assert r.seconds(0.1) == 100
+
+
+def test_without_a_forecast_units_count_as_their_mean():
+    assert heard(plan()).seconds(3.0) is None
+    assert heard(plan(), unit("a fold 1", 10.0, 1), unit("a fold 2", 30.0, 2)).seconds(30.0) == 30
+
+
+def test_the_pace_of_a_net_counts_from_where_it_was_resumed():
+    r = heard(plan(units=1, expected={"torch fold 1": 1000.0}),
+              {"kind": "training", "time": 0.0, "epochs": 10, "steps": 10})
+    for step in (1, 10):
+        r.hear({"kind": "step", "time": step, "epoch": 6, "epochs": 10, "step": step, "steps": 10})
+    assert r.seconds(10.0) == 40
+    r = heard(plan(units=2, expected={"torch fold 1": 1000.0, "torch fold 2": 500.0}),
+              {"kind": "training", "time": 0.0, "epochs": 2, "steps": 5},
+              {"kind": "step", "time": 10.0, "epoch": 1, "epochs": 2, "step": 1, "steps": 5})
+    assert r.seconds(10.0) == 90 + 50
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}, True, -1, float("nan"), {"a": "b"}, {"a": {}}])
+def test_odd_forecasts_of_a_log_are_harmless(value):
+    r = heard(plan(expected=value, after=value, units=10**12), unit("a", 1.0, 1))
+    assert r.seconds(2.0) is None or r.seconds(2.0) >= 0
+
+
+# ------------------------------------------------------------------ in a terminal
+
+def test_a_terminal_has_lines_above_bars_and_nothing_global_is_touched(tmp_path):
+    import pty
+    code = f'''
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from test_progress import *
+out = sys.stdout
+r = Reporter(with_settings(Settings(), log_every_steps=1), {str(tmp_path)!r})
+assert [type(s).__name__ for s in r.sinks] == ["TerminalSink", "JsonlSink"] and not r.say("40 °C [bold]x[/]")
+run_all(r)
+assert sys.stdout is out
+'''
+    ours, theirs = pty.openpty()
+    environ = {k: v for k, v in os.environ.items() if k != "PROGRESS"} | {"TERM": "xterm", "PYTHONIOENCODING": "ascii"}
+    p = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=subprocess.STDOUT, env=environ, cwd=ROOT)
+    os.close(theirs)
+    text = b""
+    try:
+        while part := os.read(ours, 65536):
+            text += part
+    except OSError:   # the other end is closed
+        pass
+    os.close(ours)
+    assert p.wait(timeout=60) == 0, text.decode()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
+    assert "40 ?C [bold]x[/]" in plain and "[Torch] fold=2 epoch=2/2 step=3/3 loss=0.5000 lr=1.00e-03 max_mem" in plain
+    assert "overall" in plain and "2/2" in plain and "Torch fold 2" in plain
+    assert text.rfind(b"\x1b[?25h") >= text.rfind(b"\x1b[?25l")   # the cursor is left visible
 
 
 def test_tqdm_takes_the_widgets_place(capsys):
@@ -798,9 +983,10 @@ def bars_of(nb):
 def test_in_a_live_kernel_there_are_widgets_and_lines(tmp_path):
     nb = run_cells(tmp_path, TRAIN)
     assert bars_of(nb) == [("Torch fold 1", 6), ("epoch 2/2", 3), ("overall", 1)]
-    assert sum("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in nb.cells[0].outputs) == 1
+    panel, card = nb.cells[0].outputs   # the lines are kept in the notebook, folded away
+    assert "application/vnd.jupyter.widget-view+json" in panel.data
     last = r"\[Torch\] fold=1 epoch=2/2 step=3/3 loss=0\.5000 lr=1\.00e-03 max_mem=\d+\.\d\dGB"
-    assert re.search(last, text_of(nb.cells[0]))
+    assert re.search(last, card.data["text/html"]) and re.search(last, card.data["text/plain"])
 
 
 @pytest.mark.parametrize("environ", [{"IN_TEST": "1"}, {"KAGGLE_KERNEL_RUN_TYPE": "Batch"}, {"PROGRESS": "lines"}])

@@ -19,7 +19,7 @@ from gesture_nb.models.base import Member, Outputs
 from gesture_nb.models.registry import register_member
 from gesture_nb.progress import Reporter
 from gesture_nb.schema import TEST_COLUMNS
-from gesture_nb.serving.compiled import FoldKernels, layout, open_graph, unit_folders
+from gesture_nb.serving.compiled import open_graph, unit_folders
 from gesture_nb.serving.export import export_kernels, export_run, noise, write_kernels
 from gesture_nb.serving.gateway import local_gateway, read_test_sequences
 from gesture_nb.serving.predictor import load, read_blend
@@ -86,12 +86,13 @@ def test_exported_answers_are_those_of_the_members(run, table):
 
 
 def test_one_fold_answers_as_it_did_out_of_fold_and_the_gateway_as_the_batch(run, table, tmp_path):
-    oof, fold1 = read_oof(run), load(run, 1)
+    """Each recording alone; with other recordings of the person, which are used by default now: test_wearers.py."""
+    oof, fold1 = read_oof(run), load(run, 1, adapt=False)
     rows = np.random.default_rng(0).permutation(np.flatnonzero(oof["fold"] == 1))[:25]
     for i in rows:
         p = fold1.table_proba(slice_sequences(table, i, i + 1))[0]
         assert apart(p, oof["p_ensemble"][i]) < 1e-5 and fold1.classes[p.argmax()] == oof["pred"][i]
-    people, everyone = slice_sequences(table, 0, 30), load(run)
+    people, everyone = slice_sequences(table, 0, 30), load(run, adapt=False)
     answered = local_gateway(everyone, people, out=tmp_path / "s.parquet", labels=everyone.classes, seed=None)
     assert answered["gesture"].tolist() == [everyone.classes[k] for k in everyone.table_proba(people).argmax(1)]
 
@@ -296,7 +297,7 @@ def test_an_export_that_disagrees_is_refused(copy, capsys, monkeypatch):
     def wrong(members, batch, name, folder):
         entry = export_kernels(members, batch, name, folder)
         arrays = read_arrays(folder / "rocket.safetensors")
-        shifted = {"0.mean": arrays["0.mean"] + np.float32(0.5)}
+        shifted = {key: a + np.float32(0.5) for key, a in arrays.items() if key.endswith(".centre")}
         write_arrays(folder / "rocket.safetensors", arrays | shifted)
         return entry
 
@@ -344,7 +345,8 @@ def with_constant(copy):
         with atomic_folder(copy / f"members/constant/fold{k}", {"seconds": 1}) as folder:
             member.save(folder)
     record = read_blend(copy)
-    for recipe in (record["final"], *record["per_fold"]):
+    parts = record, record["adaptation"]["as_they_come"], record["adaptation"]["all_at_once"]
+    for recipe in [own for part in parts for own in (part["final"], *part["per_fold"])]:
         recipe["weights"] = {m: w / 2 for m, w in recipe["weights"].items()} | {"constant": 0.5}
         recipe["temperatures"]["constant"] = 1.0
     write_json(copy / "ensemble.json", record | {"digest": fingerprint(record)})
@@ -677,45 +679,32 @@ def test_nets_of_different_views_answer_together_as_alone():
                     assert torch.allclose(mean, own[k], atol=1e-5), (n, view, k)
 
 
-@pytest.mark.parametrize("n", [1, 3, 64, 255, 256])
-def test_the_graph_counts_what_the_member_counts(n, tmp_path):
-    import torch
-
+@pytest.mark.parametrize("n", [1, 3, 64, 255, 256, 300])
+@pytest.mark.parametrize("kind", ["tail", "resample"])
+def test_the_graph_counts_what_the_member_counts(n, kind, tmp_path):
     from gesture_nb.features.frames import FrameFeatures
-    from gesture_nb.models.kernels import fit_biases, init_kernels, ppv
-    from gesture_nb.models.minirocket import RocketRecipe, quantise
+    from gesture_nb.features.views import View
+    from gesture_nb.models.kernel_counts import Transform, count_sequences, fit_transform, ppv_features
+    from gesture_nb.models.kernel_inputs import Scaling
+    from gesture_nb.models.kernels import init_kernels
+    from gesture_nb.models.minirocket import RocketRecipe
+    from gesture_nb.serving.kernels import SharedKernels, column_order
 
     rng = np.random.default_rng(n)
-    x = quantise(rng.normal(size=(1, 11, n)) * 9)
-    x[:, 3:5] = 0.37 // 2**-12 * 2**-12  # constant features, where rounding would decide
-    dilations, chosen = init_kernels(RocketRecipe().dilations, RocketRecipe().draws, 11, 256, n)
-    mask = torch.ones(1, n, dtype=torch.bool)
-    bounds = fit_biases(torch.from_numpy(x), mask, dilations, chosen, 6)
-    expected = ppv(torch.from_numpy(x), mask, dilations, chosen, bounds)[0]
-    k, names = expected.size, tuple(f"acc.{i}" for i in range(11))
-    arrays = {
-        "dilations": dilations,
-        "chosen": chosen,
-        "bounds": bounds,
-        "centre": rng.normal(size=k),
-        "spread": rng.uniform(1, 2, k),
-        "weights": rng.normal(size=(k, 4)) / k**0.5,
-        "bias": rng.normal(size=4),
-        "mean": np.zeros(11),
-        "scale": np.ones(11),
-    }
-    arrays = {a: np.float32(v) if v.dtype == float else v for a, v in arrays.items()}
-    write_kernels(arrays, [0, 1, 3], tmp_path / "kernels.onnx")
-    metadata = {"view": ["tail", 256], "names": names, "classes": 4, "present": [0, 1, 3], "factor": 2.0}
-    kernels = FoldKernels(arrays, metadata, open_graph(tmp_path / "kernels.onnx"))
-    frames = FrameFeatures(np.ascontiguousarray(x[0].T), names, np.array([0, n]), {}, np.float32([50]))
-    shares = kernels.run(frames, 0, "shares").reshape(6, -1)
-    found = shares[:, layout(dilations).position].transpose(1, 2, 0).ravel()
-    assert np.array_equal(np.rint(found * n), np.rint(expected * n)) and apart(found, expected) < 1e-6
-    z = np.clip((expected - arrays["centre"]) / arrays["spread"], -8, 8) @ arrays["weights"] + arrays["bias"]
-    z = np.exp(2 * z[[0, 1, 3]].astype(float))
-    probs = kernels.predict_sequence(frames, 0)
-    assert apart(probs[[0, 1, 3]], z / z.sum()) < 1e-5 and probs[2] == 0
+    x = np.float32(rng.normal(size=(2 * n, 11)) * 9)
+    x[:, 3:5] = 0.37  # constant features, where rounding would decide
+    frames = FrameFeatures(x, tuple(f"acc.{i}" for i in range(11)), np.array([0, n, 2 * n]), {}, np.float32([50, 50]))
+    kernels = init_kernels(RocketRecipe().dilations, RocketRecipe().draws, 11, 256, n)
+    scaling = Scaling(np.zeros(11, np.float32), np.full(11, 2, np.float32))
+    unfitted = Transform(View(kind, 256), scaling, kernels)
+    folds = [fit_transform(unfitted, frames, np.array([i]), 6) for i in range(2)]
+    write_kernels(kernels.dilations, column_order(folds), tmp_path / "kernels.onnx")
+    for own in (folds, folds[1:]):  # a predictor of one fold opens the graph of all
+        shared = SharedKernels(own, column_order(folds), open_graph(tmp_path / "kernels.onnx"))
+        for transform in own:
+            columns, second = shared.columns_of(transform), np.array([1])
+            assert np.array_equal(shared.counts(frames, 1)[columns], count_sequences(transform, frames, second)[0])
+            assert np.array_equal(shared.ppv(frames, 1)[columns], ppv_features([transform], frames, second)[0])
 
 
 @pytest.mark.soak

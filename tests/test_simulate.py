@@ -5,9 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gesture_nb.data.design import CONDITIONS, make_schedule, people
-from gesture_nb.data.sequences import sequence_of_row, take
-from gesture_nb.data.simulate import SIMULATED_CHANNELS, SIMULATOR_VERSION, simulate, write_competition
+from gesture_nb.data.design import CONDITIONS, NO_FIFTH, NO_THM_TOF, Timings, make_schedule, people, timings
+from gesture_nb.data.motion import make_block, oddity
+from gesture_nb.data.sequences import SequenceTable, offsets_of, sequence_of_row, take
+from gesture_nb.data.simulate import SIMULATED_CHANNELS, SIMULATOR_VERSION, _values, simulate, write_competition
+from gesture_nb.data.statistics import REAL, REAL_ACC_STEP, only_phase, statistics
 from gesture_nb.errors import UserError
 from gesture_nb.schema import (
     ACC,
@@ -104,7 +106,7 @@ def test_a_change_of_the_simulator_raises_its_version():
     "What SIMULATOR_VERSION stands for: whoever changes these bytes raises the version, and only then the digest here."
     t = simulate(40, seed=1)
     digest = hashlib.sha256(t.values.tobytes() + t.offsets.tobytes()).hexdigest()
-    assert (SIMULATOR_VERSION, digest[:16]) == (1, "e932eccdb4076625")
+    assert (SIMULATOR_VERSION, digest[:16]) == (2, "d6c07018320d79d1")
 
 
 def test_a_recording_does_not_depend_on_how_many_are_made(table):
@@ -195,19 +197,99 @@ def test_rotation_jumps_in_sign_and_changes_smoothly(table):
     assert (dot < -0.5).sum() > 20 and np.quantile(np.abs(dot), 0.001) > 0.5
 
 
-def test_traps(table):
-    null = {c: np.isnan(table.channel(c)) for c in ("rot_w", "thm_1", "thm_5", "tof_1_v0", "tof_5_v63")}
-    s = sequence_of_row(table.offsets)
-    share = {c: np.bincount(s, x, len(table)) / table.lengths for c, x in null.items()}
+def _recordings_of(positions, seed=5):
+    """All recordings of the people at these positions of the cohort, as in a whole competition."""
+    schedule = make_schedule(8151, seed)
+    rows = np.isin(schedule.person // 2, positions)
+    part, timing = schedule.take(rows), Timings(*(x[rows] for x in timings(schedule, seed)))
+    values = _values(make_block(part, timing, seed), 0)
+    meta = {"subject": people(part.person, seed).subject, "sequence_id": part.sequence_id}
+    return SequenceTable(values, SIMULATED_CHANNELS, offsets_of(timing.length), meta)
+
+
+def _missing_shares(t):
+    """Channel → share of the rows of each sequence without a reading."""
+    s = sequence_of_row(t.offsets)
+    null = {c: np.isnan(t.channel(c)) for c in ("rot_w", "thm_1", "thm_5", "tof_1_v0", "tof_5_v63")}
+    return {c: np.bincount(s, x, len(t)) / t.lengths for c, x in null.items()}
+
+
+def test_whole_sensors_are_missing():
+    t = _recordings_of([0, NO_THM_TOF, *NO_FIFTH])
+    share = _missing_shares(t)
     assert all(set(np.unique(x)) == {0, 1} for x in share.values())
-    subject = table.meta["subject"]
     imu_only = share["tof_1_v0"] == 1
-    assert len(set(subject[imu_only])) == 1 and 90 < imu_only.sum() <= 96
+    assert len(set(t.meta["subject"][imu_only])) == 1 and 90 < imu_only.sum() <= 96
     assert np.array_equal(imu_only, share["thm_1"] == 1)
-    assert 1 <= (share["rot_w"] == 1).sum() <= 30
+    assert len(set(t.meta["subject"][share["thm_5"] == 1])) == len(set(t.meta["subject"][share["tof_5_v63"] == 1])) == 5
+
+
+@pytest.mark.parametrize("sequences", [60, 300, 1020])
+def test_small_sets_lack_hardly_more_than_the_whole(sequences):
+    t = simulate(sequences)
+    share = _missing_shares(t)
+    assert share["tof_1_v0"].mean() < 0.02 and share["tof_5_v63"].mean() < 0.1 and share["rot_w"].mean() < 0.03
+
+
+def test_traps(table):
+    assert 1 <= (_missing_shares(table)["rot_w"] == 1).sum() <= 30
     assert (table.meta["gesture_start"] == table.lengths).sum() == 1
     assert np.nanmin(table.channel("thm_1")) < 20 and np.nanmin(table.channel("thm_2")) > 21
-    assert len(set(subject[share["thm_5"] == 1])) == 1 + (len(set(subject)) > 12)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_readings_are_like_real_ones(seed):
+    t = simulate(300, seed=seed)
+    found = statistics(t)
+    outside = {name: getattr(found, name) for name, real in REAL.items() if not real.holds(getattr(found, name))}
+    assert not outside
+    for phase, real in REAL_ACC_STEP.items():
+        assert real.holds(statistics(t, phase).acc_step), (phase, statistics(t, phase).acc_step)
+
+
+def test_statistics_see_what_differs():
+    """A table that is quieter, smoother, colder and emptier lies outside in just that."""
+    t = simulate(300, seed=1)
+    names, values = list(t.names), t.values.copy()
+    acc, thm = ([names.index(c) for c in group] for group in (ACC, THM))
+    tof = [names.index(c) for c in TOF]
+    values[acc] = np.cumsum(values[acc] - values[acc].mean(1, keepdims=True), axis=1) / 50
+    values[thm] = 25
+    values[tof] = np.where(np.isnan(values[tof]), np.nan, -1)
+    values[tof, 0] = 100   # one frame that is not empty
+    found = statistics(SequenceTable(values, t.names, t.offsets, t.meta))
+    for name in ("power_below_half_hz", "power_above_4_hz", "thm_range", "thm_step", "tof_empty", "tof_far",
+                 "tof_nearest"):
+        assert REAL[name].holds(getattr(statistics(t), name)), name
+        assert not REAL[name].holds(getattr(found, name)), name
+
+
+def test_phases_are_the_rows_before_and_from_the_gesture_on(table):
+    before, gesture = (only_phase(table, phase) for phase in PHASES)
+    assert before.rows + gesture.rows == table.rows and len(gesture) == len(table) - 1
+    assert np.array_equal(before.lengths, table.meta["gesture_start"])
+    last = table.offsets[1:][table.meta["gesture_start"] < table.lengths] - 1
+    assert np.array_equal(gesture.values[:, gesture.offsets[1:] - 1], table.values[:, last], equal_nan=True)
+    with pytest.raises(UserError, match="is not a phase"): only_phase(table, "gesture")
+    without = SequenceTable(table.values, table.names, table.offsets, {"subject": table.meta["subject"]})
+    with pytest.raises(UserError, match="does not say where"): only_phase(without, PHASES[0])
+
+
+def test_few_people_are_very_unlike_the_others():
+    odd = oddity(np.arange(0, 4000, 2), 0)
+    assert 0.6 < np.median(odd) < 1 and np.quantile(odd, 0.9) > 1.5 * np.median(odd) and odd.max() < 4
+
+
+def test_people_of_another_seed_do_the_same_gestures(table):
+    """Who takes part is random; what a gesture is and how a face is shaped is not."""
+    from sklearn.ensemble import ExtraTreesClassifier
+    other = simulate(400, seed=6, test=True)
+    channels = (*ACC, *THM)
+    x, y = _simple_features(table, table.channels(channels)), table.meta["gesture"]
+    trees = ExtraTreesClassifier(60, n_jobs=2, random_state=0).fit(x, y)
+    predicted = trees.predict(_simple_features(other, other.channels(channels)))
+    usual = max(np.mean(other.meta["gesture"] == g) for g in GESTURES)
+    assert np.mean(predicted == other.meta["gesture"]) > 3 * usual
 
 
 def _simple_features(t, channels):
@@ -243,7 +325,7 @@ def test_more_sensors_make_it_easier_and_neither_is_easy(table):
         p = cross_val_predict(trees, features, y, groups=table.meta["subject"], cv=people_out)
         return 0.5 * f1_score(y != "non_target", p != "non_target") + 0.5 * f1_score(y, p, average="macro")
     imu_score, all_score = score(imu), score(imu + thm_tof)
-    assert 0.5 < imu_score < 0.85 and imu_score + 0.03 < all_score < 0.95, (imu_score, all_score)
+    assert 0.6 < imu_score < 0.85 and imu_score + 0.03 < all_score < 0.92, (imu_score, all_score)
 
 
 @pytest.mark.parametrize("number", [10**12, 10**20, 10**400])

@@ -72,7 +72,7 @@ def outputs_without(
     if component != "flip":
         members = affected_members(component, dataset, members)
         change = {"disable": (*settings.disable, component)}
-    own = with_settings(settings, **change, members=members,
+    own = with_settings(settings, **change, members=members, adapt="off",
                         output_path=settings.output_path / "ablations" / component,
                         feature_store=settings.feature_store or settings.output_path / "features",
                         **{f"w_{m}": None for m in active_members(settings)})

@@ -21,7 +21,7 @@ from .counter_random import hash_keys, normal, uniform
 # %% ../../nbs/16_data.design.ipynb #69eeddd7
 COHORT = 81                       # people in a cohort; the constants below are positions in it
 UPSIDE_DOWN = (3, 40)             # wear the device turned by 180° about its z axis
-NO_THM_TOF = 6                    # 96 of this person's sequences lack thm and tof
+NO_THM_TOF = 27                   # 96 of this person's sequences lack thm and tof
 NO_FIFTH = (12, 31, 55, 70)       # lack thm_5 and tof_5 (the last one tof_5 in every other sequence only)
 NO_GESTURE = 4                    # one of this person's sequences ends before the gesture
 _LEFT_HANDED = 1                  # positions 1, 9, 17 … are left-handed
@@ -211,4 +211,4 @@ def timings(schedule: Schedule, seed: int) -> Timings:
     rest_start = length - gesture - rest
     ends_early = (schedule.person // 2 % COHORT == NO_GESTURE) & (schedule.turn == 15)
     gesture_start = np.where(ends_early, length, rest_start + rest)
-    return Timings(length, rest_start, gesture_start, np.minimum(6 + (9 * u[:, 2]).astype(np.int64), rest_start))
+    return Timings(length, rest_start, gesture_start, np.minimum(5 + (6 * u[:, 2]).astype(np.int64), rest_start))

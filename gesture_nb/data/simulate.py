@@ -30,11 +30,12 @@ from .design import (
     people,
     timings,
 )
-from .motion import Block, make_block, sensor_readings
+from .motion import Block, make_block
+from .nearby import sensor_readings
 from .sequences import SequenceTable, blocks, offsets_of, sequence_of_row
 
 # %% ../../nbs/17_data.simulate.ipynb #d050c2af
-SIMULATOR_VERSION = 1
+SIMULATOR_VERSION = 2
 
 _BYTES_IN_MEMORY, _BYTES_ON_DISK = 95_000, 140_000   # a sequence: 71 rows of 332 channels, and their text
 

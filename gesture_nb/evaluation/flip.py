@@ -8,7 +8,7 @@ __all__ = ['Signs', 'flip_signs', 'SignModel', 'FlipDetector', 'read_detector', 
 
 # %% ../../nbs/33_evaluation.flip.ipynb #02abea7e
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,7 +59,7 @@ Signs = dict[str, np.ndarray]   # group → float64 [n, k]; 'acc': accelerometer
 
 def flip_signs(
     table: SequenceTable,
-    max_rows: int = 200_000, # rows of a block that is computed at once
+    max_rows: int = 2000,   # rows of a block that is computed at once: more of them do not fit the cache
 ) -> Signs:
     """Features that a device turned by 180° negates, by group: 'acc' and, with thermopiles and ToF sensors, 'far'.
 
@@ -239,12 +239,15 @@ class FlipWatch:
     def __call__(self, table: SequenceTable) -> bool:
         "Adds the one sequence of `table`; True if its person more likely wears the device turned, from all so far."
         sums = self.detector.sums(flip_signs(table))
-        subject = str(table.meta["subject"][0])
+        return self.add(str(table.meta["subject"][0]), {group: float(values[0]) for group, values in sums.items()})
+
+    def add(self, subject: str, sums: Mapping[str, float]) -> bool:
+        "The same for a sequence whose sums (`FlipDetector.sums`) are known, NaN where it lacks the sensors."
         with self.lock:
             state = self.people.setdefault(subject, dict.fromkeys(self.detector.models, (0.0, 0)))
-            for group, values in sums.items():
+            for group, value in sums.items():
                 total, count = state[group]
-                if np.isfinite(values[0]): state[group] = (total + float(values[0]), count + 1)
+                if np.isfinite(value): state[group] = (total + value, count + 1)
             totals = {group: total for group, (total, _) in state.items()}
             counts = {group: count for group, (_, count) in state.items()}
             return bool(self.detector.log_odds(totals, counts) > 0)

@@ -20,7 +20,7 @@ from ..config import UserError
 from ..data.sequences import SequenceTable, blocks, offsets_of, slice_sequences
 from ..sensors import SENSORS, Sensor, sensors
 from .frames import FrameFeatures, FrameSettings
-from .grids import GridSums, grid_features, grid_sums, quantise_distances, transpose_into
+from .grids import GridSums, grid_features, grid_sums, quantise_distances
 from .motion import RowFeatures, motion_features, read_channels
 from .physics import Rows, difference, fill_gaps
 
@@ -71,13 +71,18 @@ def _sums_of_devices(x, rows: Rows, far: int, grids) -> tuple[np.ndarray, GridSu
         x = x.reshape(k, 64, n).transpose(1, 0, 2).reshape(64, -1)
         rows = Rows(offsets_of(np.tile(rows.lengths, k)))
     raw, valid = quantise_distances(x)
-    if grids is not None and k == 1: transpose_into(raw, grids[:, 0])
-    elif grids is not None: grids[...] = raw.reshape(64, k, n).transpose(2, 1, 0)
+    if grids is not None: grids[...] = raw.reshape(64, k, n).transpose(2, 1, 0)
     present = rows.any(valid)
     if not np.array_equal(rows.repeat(present), valid): raw = fill_gaps(raw, valid, rows)[0]
     sums = grid_sums(raw, rows, far)
-    by_device = GridSums(*(np.moveaxis(a.reshape(*a.shape[1:-1], k, n), -2, 0) for a in sums))
-    return present.reshape(k, -1), by_device
+    if k == 1: return present.reshape(1, -1), sums
+    return present.reshape(k, -1), GridSums(*(_by_device(a, k) for a in sums))
+
+def _by_device(sums, k: int) -> np.ndarray:
+    "`[k, …, n]` from `[1, …, k n]`."
+    parts = sums.reshape(*sums.shape[1:-1], k, -1)
+    last = parts.ndim - 1
+    return parts.transpose(last - 1, *range(last - 1), last)
 
 # %% ../../nbs/23_features.compute.ipynb #5e7c4c79
 FEW_ROWS = 1000   # up to so many rows, all devices are computed at once: then calls cost more than sums
@@ -187,7 +192,7 @@ def _compute_block(table: SequenceTable, rate, settings: FrameSettings, values, 
     "Computes a block into its part of the result; returns its masks."
     out, masks = _block(table, rate, settings, None if grids is None else grids.reshape(table.rows, -1, 64))
     work = np.empty((len(out), table.rows | 1), np.float32)[:, :table.rows]  # odd: powers of two collide in the cache
-    np.stack([*out.values()], out=work, casting="same_kind")
+    for row, feature in zip(work, out.values()): row[...] = feature
     work += np.float32(0)                                                    # -0 becomes 0
     values[...] = work.T
     return masks
@@ -202,7 +207,7 @@ def _check_settings(settings: FrameSettings) -> None:
 def frame_features(
     table: SequenceTable,
     settings: FrameSettings = FrameSettings(),
-    block_rows: int = 2000,   # rows a block; any number gives the same bytes
+    block_rows: int = 4000,   # rows a block; any number gives the same bytes
     threads: int = 2,
 ) -> FrameFeatures:
     "Features of every row, all sequences at once. `UserError` if a setting is out of range."

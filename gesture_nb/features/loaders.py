@@ -89,16 +89,21 @@ class BatchOrder(Sampler):
     ):
         self.n, self.size, self.shuffle, self.seed = n, batch_size, shuffle, seed
         self.epoch = self.first = 0
+        self.in_place = None
 
-    def set_epoch(self, epoch: int, first: int = 0) -> None:
-        "Selects the order of an epoch (from 0), to begin with batch `first`."
-        self.epoch, self.first = int(epoch), int(first)
+    def set_epoch(self, epoch: int, first: int = 0, in_place: np.ndarray | None = None) -> None:
+        """Selects the order of an epoch (from 0), to begin with batch `first`.
+
+        `in_place`: int64 `[n]`, the position that is read in the place of each; None: itself.
+        """
+        self.epoch, self.first, self.in_place = int(epoch), int(first), in_place
 
     def __len__(self) -> int: return max(1, -(-self.n // self.size))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         order = np.arange(self.n)
         if self.shuffle: order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        if self.in_place is not None: order = self.in_place[order]
         yield from np.array_split(order, len(self))[self.first:]
 
 # %% ../../nbs/27_features.loaders.ipynb #2053229a

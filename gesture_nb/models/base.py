@@ -22,7 +22,9 @@ from ..control import StopSignal
 from ..data.sequences import rows_of
 from ..features.frames import FrameFeatures, take_frames
 from ..features.mirror import mirrored_frames
+from ..features.shifted import shifted_summaries
 from ..features.summary import Summaries, summarise
+from ..features.wearer import shift_frames
 
 # %% ../../nbs/40_models.base.ipynb #a51c0002
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Batch:
     options: FoldOptions = FoldOptions()
     starts: np.ndarray | None = None        # int64 [m]: row at which the gesture itself begins, -1 unknown
     aux: dict[str, np.ndarray] = field(default_factory=dict)  # extra head → int64 [m] labels, -1 unknown
+    shifts: np.ndarray | None = None        # float32 [m, F]: what the person's other recordings say, see `shifted`
+    mirrored_shifts: np.ndarray | None = None   # float32 [m, F]: the same for the mirror images of the sequences
+    unshifted: "Batch | None" = None        # the same sequences before they were shifted, with these `shifts`
 
     def __len__(self) -> int: return len(self.index)
 
@@ -52,7 +57,19 @@ class Batch:
         def pick(array): return None if array is None else array[rows]
         aux = {name: labels[rows] for name, labels in self.aux.items()}
         return replace(self, index=self.index[rows], y=pick(self.y), subjects=pick(self.subjects),
-                       starts=pick(self.starts), aux=aux)
+                       starts=pick(self.starts), aux=aux, shifts=pick(self.shifts),
+                       mirrored_shifts=pick(self.mirrored_shifts),
+                       unshifted=None if self.unshifted is None else self.unshifted.take(rows))
+
+    def shifted(self) -> "Batch":
+        "The batch with its `shifts` (of `features.wearer`) added to the rows of its sequences; they are copied once."
+        return self._shifted
+
+    @cached_property
+    def _shifted(self) -> "Batch":
+        frames = shift_frames(self.frames, self.index, self.shifts)
+        same = replace(self)   # another object: none of both keeps the other in memory
+        return replace(self, frames=frames, index=np.arange(len(self)), summaries=None, shifts=None, unshifted=same)
 
     def summary(self) -> Summaries:
         "One row of summary statistics per sequence: values float32 `[m, K]` and K names."
@@ -62,7 +79,8 @@ class Batch:
 
     @cached_property
     def _summarised(self) -> Summaries:
-        return summarise(take_frames(self.frames, self.index))
+        if self.unshifted is None: return summarise(take_frames(self.frames, self.index))
+        return shifted_summaries(self.unshifted.summary(), self.frames.names, self.unshifted.shifts)
 
     def mirrored_summary(self) -> np.ndarray | None:
         "float32 `[m, K]`: summaries of the sequences mirrored to the other wrist; None unless `options` allow it."
@@ -232,6 +250,13 @@ class Member(ABC):
     @abstractmethod
     def predict_outputs(self, batch: Batch) -> Outputs:
         "Predicts any number of sequences of any length."
+
+    def predict_adapted(self, batch: Batch) -> Outputs:
+        """Predicts with what is known of the wearers, `batch.shifts`: the shifted features, unless it is overridden.
+
+        For a sequence whose person has no past (a shift of zeros) the answer may differ from `predict_outputs`.
+        """
+        return self.predict_outputs(batch.shifted())
 
     def predict_proba(self, batch: Batch) -> np.ndarray:
         "float32 `[m, C]`: the probability of each class."

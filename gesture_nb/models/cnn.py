@@ -37,7 +37,16 @@ from .base import (
     derive_seed,
 )
 from .cnn_layers import PRESETS, Nets, Preset, Shape, masked_statistics, net_shape
-from .training_loop import EpochProgress, NetTrainer, Schedule, StepResult, net_seconds, train_net
+from .training_loop import (
+    Curves,
+    EpochProgress,
+    NetTrainer,
+    Schedule,
+    StepResult,
+    check_part,
+    net_seconds,
+    train_net,
+)
 
 # %% ../../nbs/44_models.cnn.ipynb #9d8c4478
 def make_schedule(
@@ -206,6 +215,13 @@ class CnnTrainer(NetTrainer):
         self.update(loss)
         return StepResult(float(loss.detach()) / len(losses), lr)
 
+    def averaged_probs(self, batch: dict) -> np.ndarray:
+        "float32 `[B, C]`."
+        self.nets.eval()
+        with torch.inference_mode():
+            logits = torch.func.functional_call(self.nets, self.ema, (to_device(batch, self.objective.weights.device),))
+            return logits["y"].double().softmax(1).float().cpu().numpy()
+
     def update(self, loss: torch.Tensor) -> None:
         "Updates weights (gradients are clipped per net), learning rate and moving average."
         self.optimizer.zero_grad(set_to_none=True)
@@ -286,7 +302,7 @@ def preset_from_json(values: dict) -> Preset:
 # %% ../../nbs/44_models.cnn.ipynb #de57c689
 class TorchMember(Member):
     "The convolutional net. It learns for a fixed number of epochs; the moving average of the weights is the result."
-    name, title, version = "torch", "PyTorch", 1
+    name, title, version = "torch", "PyTorch", 2
     libraries = ("torch",)
     components = ("mixup", "cutmix", "align", "stretch", "shift", "turn", "heading", "scale", "noise", "drop", "mirror",
                   "view", "ema", "heads")
@@ -308,14 +324,15 @@ class TorchMember(Member):
         return Nets(self.shape, self.preset).to(self.device)
 
     def fit(self, train: Batch, *, inner_split=None, reporter=None, checkpoint=None, stop=None) -> dict:
-        "Learns from all of `train`; nothing has to be selected, so `inner_split` is not used."
+        "Learns from all of `train`; some people of the inner split's check part join later (`Curves`)."
         self.preset = apply_options(self.preset, train.options)
         self.shape = net_shape(train, self.preset)
         seed = derive_seed(self.seed, self.fold, dtype=np.uint64)
         with half_of_threads(), repeatable(seed):
-            return self._fit(train, seed, reporter or Quiet(), checkpoint or NoCheckpoint(), stop or StopSignal())
+            return self._fit(train, inner_split, seed, reporter or Quiet(), checkpoint or NoCheckpoint(),
+                             stop or StopSignal())
 
-    def _fit(self, train: Batch, seed: int, reporter, checkpoint, stop: StopSignal) -> dict:
+    def _fit(self, train: Batch, inner_split, seed: int, reporter, checkpoint, stop: StopSignal) -> dict:
         schedule, nets = make_schedule(self.preset, self.settings, len(train)), self.build()
         mean, scale = map(torch.from_numpy, masked_statistics(train.frames, train.index, self.shape))
         for net in nets.each:
@@ -325,10 +342,12 @@ class TorchMember(Member):
         objective = Objective(self.preset, self.shape, torch.from_numpy(weights).float().to(self.device))
         trainer = CnnTrainer(nets, self.preset, schedule.total_steps, objective, self.seed, self.fold)
         dataset = self.dataset(train, labelled=True)
-        train_net(trainer, dataset, schedule, self, "Torch", seed, reporter, checkpoint, stop)
+        curves = Curves(check_part(train, inner_split, schedule.epochs, seed), dataset)
+        train_net(trainer, dataset, schedule, self, "Torch", seed, reporter, checkpoint, stop, curves)
         nets.load_state_dict(trainer.ema)
         self.net = nets
-        return {"epochs": schedule.epochs, "batch_size": schedule.batch_size, **trainer.history}
+        return {"epochs": schedule.epochs, "batch_size": schedule.batch_size, **trainer.history,
+                "check": curves.described()}
 
     def dataset(self, batch: Batch, labelled: bool = False) -> SequenceDataset:
         "The sequences of a batch as the net reads them."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['gram_matrix', 'signed_targets', 'ridge', 'softmax', 'fit_scale', 'check_splits', 'RidgeSelection',
-           'select_alpha']
+           'select_alpha', 'Classifier', 'of_twin', 'standardised', 'fit_classifier']
 
 # %% ../../nbs/41_models.ridge.ipynb #0ab52f24
 from collections.abc import Sequence
@@ -111,3 +111,62 @@ def select_alpha(
         candidates.append((loss, factor, alpha))
     loss, factor, alpha = min(candidates)
     return RidgeSelection(alpha, float(factor), float(loss))
+
+# %% ../../nbs/41_models.ridge.ipynb #2d7c6f93
+class Classifier(NamedTuple):
+    "A linear classifier of standardised features; `softmax(factor · (z @ weights + bias))` are its probabilities."
+    centre: np.ndarray   # float32 [K]: what is subtracted from features
+    spread: np.ndarray   # float32 [K]: what the rest is divided by
+    weights: np.ndarray  # float32 [K, C]
+    bias: np.ndarray     # float32 [C]
+    present: np.ndarray  # int64: the classes that were among the training rows; others get probability 0
+    alpha: float         # selected regularisation strength
+    factor: float        # of the scores
+
+    def probs(self, x: np.ndarray) -> np.ndarray:
+        "float32 `[m, C]`: probabilities for features float32 `[m, K]`."
+        probs = np.zeros((len(x), len(self.bias)), np.float32)
+        scores = standardised(x, self.centre, self.spread) @ self.weights + self.bias
+        probs[:, self.present] = softmax(self.factor * scores[:, self.present].astype(np.float64))
+        return probs
+
+    def as_json(self) -> dict[str, object]:
+        "What is no array, or short."
+        return {"present": self.present, "alpha": self.alpha, "factor": self.factor}
+
+    def as_arrays(self) -> dict[str, np.ndarray]:
+        "The arrays, for a file."
+        return {name: getattr(self, name) for name in ("centre", "spread", "weights", "bias")}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], metadata: dict[str, object]) -> "Classifier":
+        "The classifier that `as_arrays` and `as_json` described; a `KeyError` if something is missing."
+        own = {name: arrays[name] for name in ("centre", "spread", "weights", "bias")}
+        return cls(**own, present=np.array(metadata["present"], np.int64), alpha=metadata["alpha"],
+                   factor=metadata["factor"])
+
+def of_twin(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    "The arrays of the twin, which are called 'twin.<name>'."
+    return {name.removeprefix("twin."): values for name, values in arrays.items() if name.startswith("twin.")}
+
+def standardised(x: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    "features float32 `[m, K]`, standardised and clipped to ±8."
+    return np.clip((x - centre) / spread, -8, 8)
+
+# %% ../../nbs/41_models.ridge.ipynb #2d7c6f94
+def fit_classifier(
+    x: np.ndarray,              # float32 [rows, K]: features; mirror images come last
+    y: np.ndarray,              # int64 [rows]: labels
+    classes: int,               # C
+    splits: list,               # (fit, check) positions among the rows, which select the strength
+    alphas: tuple[float, ...],  # strengths to choose from
+    originals: int,             # how many rows are no mirror images: they alone tell centre and spread
+) -> Classifier:
+    "A classifier, its strength selected by the check parts."
+    centre, spread = x[:originals].mean(0), np.maximum(x[:originals].std(0), 1e-4)
+    z = standardised(x, centre, spread)
+    gram = gram_matrix(z)
+    alpha, factor, _ = select_alpha(gram, y, classes, splits, alphas)
+    dual, mean = ridge(gram, signed_targets(y, classes), alpha)
+    weights = z.T @ dual.astype(np.float32)
+    return Classifier(centre, spread, weights, mean.astype(np.float32), np.unique(y), alpha, factor)

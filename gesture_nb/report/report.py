@@ -18,6 +18,7 @@ from ..artifacts import atomic_path, write_text
 from ..config import Settings, as_json, setting_fields
 from ..data.understanding import understood_rows
 from ..evaluation.metric import accuracy_of, bootstrap_interval, confusion_counts, macro_f1_of, subject_counts
+from ..figures import own_style, svg
 from ..files import kind_of
 from ..isolation import isolated
 from ..show import MAX_NAMED, confusion, png
@@ -34,9 +35,20 @@ from .findings import (
     read_histories,
     read_optional,
     read_predictions,
+    read_probabilities,
     series_of,  # noqa: F401
 )
-from .page import bar, folded, page, picture, section, table, tag
+from .insights import (
+    agreement_section,
+    calibration_section,
+    class_intervals,
+    importance_section,
+    interval_of,
+    origin_line,
+    protocols_section,
+    worst_section,
+)
+from .page import bar, drawing, folded, page, section, table, tag
 
 # %% ../../nbs/82_report.report.ipynb #a49a76f1
 _all_ = ["TITLES", "CurvePair", "MemberHistory", "Predictions", "curve_pairs", "learning_curves_figure",
@@ -79,20 +91,22 @@ def head_section(metrics: dict, predictions: Predictions) -> str:
             + tag("p", f"Intervals: 1,000 bootstrap samples of {_held_out(metrics)[1]}.", class_="lead"))
 
 # %% ../../nbs/82_report.report.ipynb #a5cf8f73
-def members_section(metrics: dict) -> str:
-    "The scores of members and ensemble, over all folds and fold by fold."
+def members_section(metrics: dict, intervals: dict[str, str] | None = None) -> str:
+    "The scores of members and ensemble, over all folds and fold by fold. `intervals`: member → text."
     names, weights = metric_names(metrics), metrics["ensemble"].get("weights", {})
     all_scores = metrics["members"] | {"ensemble": metrics["ensemble"]}
     rows, rows_by_fold = [], []
     for member, entry in all_scores.items():
         weight = None if member == "ensemble" else float(weights.get(member, 0))
         values = [float(entry[name]) for name in reversed(names)]
-        rows.append((member, *values, weight, round(entry.get("seconds", 0))))
+        interval = [intervals.get(member, "")] if intervals else []
+        rows.append((member, *values, *interval, weight, round(entry.get("seconds", 0))))
         per_fold = [float(fold[names[0]]) if fold else None for fold in entry.get("per_fold", [])]
         rows_by_fold.append((member, *per_fold))
     caption = ("Over all folds. The ensemble is scored with weights found on the other folds; "
                "the weights shown were found on all folds, and are used for new recordings")
-    head = ("member", *(TITLES[name] for name in reversed(names)), "weight", "seconds")
+    extra = [f"95 % of {TITLES[names[0]]}"] if intervals else []
+    head = ("member", *(TITLES[name] for name in reversed(names)), *extra, "weight", "seconds")
     head_by_fold = ("member", *(f"fold {k + 1}" for k in range(metrics["folds"])))
     held_out, last = _held_out(metrics)[1], [len(rows) - 1]
     caption_by_fold = f"{_title(names[0])} of the {held_out} held out, by fold"
@@ -100,15 +114,16 @@ def members_section(metrics: dict) -> str:
     return section("Members", table(caption, head, rows, last), by_fold)
 
 # %% ../../nbs/82_report.report.ipynb #626faefc
-def gestures_section(metrics: dict) -> str:
-    "F1 of each class, the hardest first; classes without a sequence come last."
+def gestures_section(metrics: dict, intervals: dict[str, str] | None = None) -> str:
+    "F1 of each class, the hardest first; classes without a sequence come last. `intervals`: class → text."
     per_class = metrics["ensemble"]["per_class"].items()
     ordered = sorted(per_class, key=lambda item: item[1]["f1"] if item[1]["n"] else 2)
     rows = []
     for name, entry in ordered:
         f1 = float(entry["f1"]) if entry["n"] else None
-        rows.append((name, entry["n"], f1, bar(entry["f1"])))
-    head = "gesture", "sequences", "F1", ""
+        interval = [intervals[name] if entry["n"] else ""] if intervals else []
+        rows.append((name, entry["n"], f1, *interval, bar(entry["f1"])))
+    head = ("gesture", "sequences", "F1", *(["95 % over people"] if intervals else []), "")
     parts = [table("Hardest first", head, rows[:MAX_NAMED])]
     if len(rows) > MAX_NAMED:
         parts.append(folded(f"{len(rows) - MAX_NAMED} more gestures", table("Continued", head, rows[MAX_NAMED:])))
@@ -250,8 +265,9 @@ def _write_bytes(path: Path, content: bytes) -> None:
     "Writes a file atomically."
     with atomic_path(path) as tmp: tmp.write_bytes(content)
 
+@own_style()
 def _write_pictures(out: Path, counts: np.ndarray, classes: list[str]) -> dict[str, str]:
-    "Writes the run's pictures as files; returns file name → the picture as HTML."
+    "Writes the run's pictures as PNG files; returns file name → the same picture as SVG in HTML."
     curves = learning_curves_figure(read_histories(out))
     figures = {
         "confusion.png": (confusion(counts, classes),
@@ -261,9 +277,8 @@ def _write_pictures(out: Path, counts: np.ndarray, classes: list[str]) -> dict[s
     shown = {}
     for name, (figure, description) in figures.items():
         if figure is None: continue
-        content = png(figure, dpi=120)
-        _write_bytes(out / name, content)
-        shown[name] = picture(content, description)
+        _write_bytes(out / name, png(figure, dpi=120))
+        shown[name] = drawing(svg(figure, Path(name).stem), description)
     return shown
 
 # %% ../../nbs/82_report.report.ipynb #a010f101
@@ -278,13 +293,21 @@ def write_report(
     counts = confusion_counts(predictions.gesture, predictions.pred, classes)
     pictures = _write_pictures(out, counts, classes)
     config = read_config(out) if kind_of(out / "config.json") else {}
+    probs, y = read_probabilities(out, classes)
+    metric = metric_names(metrics)[0]
     sections = [
         head_section(metrics, predictions),
+        origin_line(out, config),
         recordings_section(config),
-        members_section(metrics),
+        members_section(metrics, {name: interval_of(p, predictions, classes, metric) for name, p in probs.items()}),
+        protocols_section(metrics, metric),
+        agreement_section({name: p for name, p in probs.items() if name != "ensemble"}, y),
         section("Confusion matrix", pictures["confusion.png"], class_numbers(classes), mistakes_table(counts, classes)),
-        gestures_section(metrics),
+        gestures_section(metrics, class_intervals(predictions, classes)),
         people_section(metrics, predictions),
+        worst_section(out),
+        calibration_section(probs["ensemble"], y),
+        importance_section(out),
         sensors_section(read_findings(out, "evaluation")),
         ablation_section(read_findings(out, "ablations")),
         section("Learning curves", pictures["curves.png"]) if "curves.png" in pictures else "",

@@ -11,6 +11,7 @@ import inspect
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from ..data.units import settle
 from ..errors import UserError
 from ..evaluation.folds import inner_split
 from ..features.compute import FrameSettings, frame_features
+from ..features.wearer import reference_of, shifts_all_at_once
 from ..isolation import isolated, isolated_run
 from ..models.base import Batch, Member
 from ..models.registry import member_class
@@ -123,6 +125,12 @@ class RoutingMixin:
     def set_fit_request(self, **requests) -> "RoutingMixin":
         "`groups=True`: a cross-validation or a pipeline passes `groups` on to `fit`."
         return self._set_request("fit", requests)
+    def set_predict_request(self, **requests) -> "RoutingMixin":
+        "`groups=True`: a pipeline passes `groups` on to `predict`."
+        return self._set_request("predict", requests)
+    def set_predict_proba_request(self, **requests) -> "RoutingMixin":
+        "`groups=True`: a pipeline passes `groups` on to `predict_proba`."
+        return self._set_request("predict_proba", requests)
     def set_score_request(self, **requests) -> "RoutingMixin":
         "`sample_weight=True`: it passes `sample_weight` on to `score`."
         return self._set_request("score", requests)
@@ -257,23 +265,35 @@ class GestureClassifier(SequenceInputMixin):
         self.channels_ = table.names
         warn_of_units(table)
         train = self._batch(table, codes)
+        self.reference_ = reference_of(train.frames, train.index)
         self.weights_ = {name: weight for name, weight in weights.items() if weight}
         self.fitted_ = {name: _fit_member(name, settings, train) for name in self.weights_}
         return self
 
     @isolated
-    def predict_proba(self, X) -> np.ndarray:
-        "float64 `[n, C]`, in the order of `classes_`."
+    def predict_proba(self,
+        X,
+        groups=None,   # [n] who made each sequence; default: nobody knows, and each is predicted alone
+    ) -> np.ndarray:
+        """float64 `[n, C]`, in the order of `classes_`. With `groups`, all sequences of a person are used together: the
+        mean of the answers to the features as they are, and shifted towards the people that were fitted."""
         from sklearn.utils.validation import check_is_fitted
         check_is_fitted(self)
-        batch = self._batch(self._sequences(X, False))
-        probs = sum(weight * self.fitted_[name].predict_proba(batch).astype(float)
+        batch = self._batch(self._sequences(X, False, groups))
+        probs = sum(weight * self._member_proba(name, batch, groups is not None)
                     for name, weight in self.weights_.items())
         return probs / probs.sum(1, keepdims=True)
 
-    def predict(self, X) -> np.ndarray:
-        "`[n]`: the label of the largest probability."
-        probs = self.predict_proba(X)
+    def _member_proba(self, name: str, batch: Batch, by_person: bool) -> np.ndarray:
+        "float64 `[n, C]` of one member."
+        probs = self.fitted_[name].predict_proba(batch).astype(float)
+        if not by_person: return probs
+        shifts = shifts_all_at_once(batch.frames, batch.index, batch.subjects, self.reference_)
+        return (probs + self.fitted_[name].predict_adapted(replace(batch, shifts=shifts)).probs) / 2
+
+    def predict(self, X, groups=None) -> np.ndarray:
+        "`[n]`: the label of the largest probability; `groups` as for `predict_proba`."
+        probs = self.predict_proba(X, groups)
         return self.classes_[probs.argmax(1)]
 
     def score(self, X, y=None, sample_weight=None) -> float:

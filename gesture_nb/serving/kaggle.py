@@ -42,6 +42,7 @@ from ..config import (
     settings_notes,
 )
 from ..control import NOTHING_LEFT, StopSignal
+from ..features.wearer import PROTOCOLS
 from ..files import absolute
 from ..progress import Reporter
 from ..schema import GESTURES
@@ -76,8 +77,8 @@ _all_ = ["INSTALL", "INTRO", "MAIN", "MODES", "OF_THIS_MACHINE", "PATHS", "SHOWN
 
 # %% ../../nbs/77_serving.kaggle.ipynb #e9ae876a
 def package_files(root: Path) -> dict[str, bytes]:
-    "Name in the wheel → bytes: the modules, and the marker `py.typed` of packages with type annotations."
-    paths = [*root.rglob("*.py"), *root.rglob("py.typed")]
+    "Name in the wheel → bytes: the modules, the parts of the explorer's page, and the marker `py.typed`."
+    paths = [path for pattern in ("*.py", "py.typed", "*.html", "*.css", "*.js") for path in root.rglob(pattern)]
     return {f"gesture_nb/{path.relative_to(root).as_posix()}": path.read_bytes() for path in sorted(paths)}
 
 def licence_files(dist: metadata.Distribution) -> dict[str, bytes]:
@@ -223,8 +224,11 @@ def kaggle_folder(
 
 # %% ../../nbs/77_serving.kaggle.ipynb #283736ef
 def members_served(settings: Settings) -> set[str]:
-    "The members that the run's blend asks."
-    return {name for name, weight in read_blend(settings.output_path)["final"]["weights"].items() if weight}
+    "The members that the run's blends ask, whatever is known of a person."
+    record = read_blend(settings.output_path)
+    adapted = [part["final"] for name, part in record.get("adaptation", {}).items() if name in PROTOCOLS]
+    weights = [how["weights"] for how in (record["final"], *adapted)]
+    return {name for own in weights for name, weight in own.items() if weight}
 
 def modules_needed(members: Iterable[str]) -> list[str]:
     "A line for each of `members` that was registered by a module of one's own, which is not attached."

@@ -36,16 +36,17 @@ def check_account(user: str, python: str) -> None:
 MODES = ("serve", "train")
 OF_THIS_MACHINE = ("data", "output_path", "feature_store", "run_data_code", "progress", "use_tqdm")
 _TALK = ("log_every_steps", "print_every_steps", "feature_log_every", "heartbeat_seconds", "save_jsonl")
+_SERVING = (*_TALK, "adapt")   # settings that a served run reads, besides weights
 SHOWN = {   # settings that the notebook offers to change
-    "serve": ("heartbeat_seconds",),
+    "serve": ("adapt", "heartbeat_seconds"),
     "train": ("preset", "members", "folds", "epochs", "batch_size", "boosting_rounds", "seed", "time_limit_hours",
-              "decision", "dl_num_workers"),
+              "decision", "adapt", "dl_num_workers"),
 }
 
 def travelling(mode: str, given: Iterable[str]) -> list[str]:
     "The names among `given` settings that the notebook sets."
     names = [name for name in given if name not in OF_THIS_MACHINE and name != "run_any_training"]
-    return names if mode == "train" else [name for name in names if name in _TALK or name.startswith("w_")]
+    return names if mode == "train" else [name for name in names if name in _SERVING or name.startswith("w_")]
 
 def check_mode(mode: str, settings: Settings, options: Iterable[str]) -> None:
     "A `UserError` for settings among `options` that contradict the mode, or do nothing in it."

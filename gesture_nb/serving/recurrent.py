@@ -90,7 +90,8 @@ def same_padding(length: int, stride: int, kernel: int) -> tuple[int, int]:
 class RecurrentNets(nn.Module):
     """The nets of several `KerasMember`s of the same architecture: a batch of tensors → probabilities `[B, nets, C]`.
 
-    The batch's view may be shorter than the members' own, by whole strides of padding."""
+    The batch's view may be shorter than the members' own, by whole strides of padding. It may have a `shift`, what is
+    added to the features that each net reads, `[B, nets, F]`."""
     def __init__(self, members: list):
         super().__init__()
         shape = members[0].shape
@@ -108,7 +109,9 @@ class RecurrentNets(nn.Module):
         shape, stride = self.shape, self.shape.stride
         mask, steps = batch["mask"].to(batch["x"].dtype)[:, None], batch["mask"].shape[1]
         padding = same_padding(self.lengths[0], stride, self.look.shape[3])
-        x = ((batch["x"][:, self.at] - self.mean) * self.scale).clamp(-10, 10) * mask
+        x = batch["x"][:, self.at]
+        if "shift" in batch: x = x + batch["shift"][:, :, self.at[:len(self.at) // self.copies]].flatten(1)[:, :, None]
+        x = ((x - self.mean) * self.scale).clamp(-10, 10) * mask
         x = F.pad(x, padding).unsqueeze(2)
         h = F.conv2d(x, self.look, self.look_bias, (1, stride), groups=self.copies).squeeze(2)  # [B, nets · W, patches]
         pooled = F.max_pool1d(F.pad(mask, same_padding(self.lengths[0], stride, stride)), stride)

@@ -117,10 +117,15 @@ class Stems(nn.Module):
         first = torch.arange(len(stems))[:, None] * self.width
         self.real = (first + torch.arange(filters)).reshape(len(nets), -1)   # [nets, channels] that are no padding
 
-    def forward(self, x, flags):
+    def forward(self, x, flags, added=0.0):
         on = (flags[:, :len(self.need)] @ self.need + self.always).clamp(max=1)[:, :, None]   # [B, stems, 1]
-        x = ((x[:, self.at] - self.mean) * self.scale).clamp(-10, 10) * on[:, self.into]
+        x = ((x[:, self.at] + added - self.mean) * self.scale).clamp(-10, 10) * on[:, self.into]
         return F.silu(self.look(x)) * on[:, self.out]
+
+    def added(self, shift, mask):
+        "What shifts `[B, nets, F]` add to the features that each net reads, at real steps: `[B, nets · inputs, L]`."
+        at = self.at[:len(self.at) // len(self.real)]
+        return shift[:, :, at].flatten(1)[:, :, None] * mask
 
 # %% ../../nbs/74_serving.stacked.ipynb #a51c8110
 class Grids(nn.Module):
@@ -165,8 +170,9 @@ def _pooled_order(nets: int, channels: int, flags: int) -> torch.Tensor:
 class Stacked(nn.Module):
     """Several `GestureNet`s of the same architecture as one net; modifies the nets it is made from.
 
-    `forward` takes a batch of tensors (`x`, `mask`, `flags`, `grids` if the nets have a grid stem) and returns the
-    probabilities of `heads`, side by side: `[B, nets, labels]`."""
+    `forward` takes a batch of tensors (`x`, `mask`, `flags`, `grids` if the nets have a grid stem, and perhaps `shift`,
+    what is added to the features that each net reads, `[B, nets, F]`) and returns the probabilities of `heads`, side by
+    side: `[B, nets, labels]`."""
     def __init__(self, nets: list[nn.Module], heads: tuple[str, ...]):
         super().__init__()
         net = nets[0]
@@ -188,7 +194,8 @@ class Stacked(nn.Module):
 
     def forward(self, batch):
         flags, mask = batch["flags"], batch["mask"][:, None, :].to(batch["x"].dtype)
-        parts = [self.stems(batch["x"] * mask, flags)]
+        added = self.stems.added(batch["shift"], mask) if "shift" in batch else 0.0
+        parts = [self.stems(batch["x"] * mask, flags, added)]
         if self.grids is not None:
             parts.append(self.grids(batch["grids"], flags[:, self.grid_flags], parts[0].shape[2]))
         mask = downsample_mask(mask, self.stride)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..artifacts import fingerprint
 from ..config import Settings, UserError
+from ..data.arrays import UNKNOWN
 from ..data.options import read_options
 from ..data.readers import read_table, source_fingerprint
 from ..data.sequences import SequenceTable
@@ -23,6 +24,7 @@ from ..evaluation.folds import FoldGroups, fold_groups, fold_warnings, make_fold
 from ..features.frames import FrameFeatures
 from ..features.store import load_or_build, load_or_build_summaries
 from ..features.summary import Summaries
+from ..features.wearer import Reference
 from ..models.base import Batch, FoldOptions
 from ..schema import OPENINGS, ORIENTATIONS
 from .decision import check_decision
@@ -49,11 +51,17 @@ class Dataset:
     note: str | None = None                  # what a reader of the scores must know about the folds
     reading: dict = field(default_factory=dict)   # what was stated about the recordings, and what was understood
     scope: str = "group"                     # where there is a note: what is in one fold only, 'group' or 'recording'
+    references: dict[int | None, Reference] = field(default_factory=dict)   # see `training.wearers`; filled when needed
 
     @property
     def subjects(self) -> np.ndarray:
         "`[n]`: what is in one fold only: who made each sequence, or the groups in their place."
         return self.table.meta["subject"] if self.groups is None else self.groups
+    @property
+    def people(self) -> np.ndarray:
+        "str `[n]`: who made each sequence, also where folds are by something else; '' where nothing says it."
+        names = np.asarray(self.table.meta["subject"]).astype(str)
+        return np.where(names == UNKNOWN, "", names)
     @property
     def folds(self) -> int: return int(self.fold.max()) + 1
     @property

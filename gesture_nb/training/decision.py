@@ -6,7 +6,7 @@
 __all__ = ['NO_HEADS', 'HEAD_LABELS', 'MIN_GAIN', 'Kinds', 'fill_missing_heads', 'kinds_of', 'design_posterior',
            'Decision', 'read_decision', 'check_decision', 'DecisionData', 'find_argmax', 'find_expected_f1',
            'find_assignment', 'find_auto', 'find_decision', 'register_decision', 'decide_labels', 'NestedDecisions',
-           'nested_decisions', 'decide_by_fold', 'Decider']
+           'decision_on', 'nested_decisions', 'decide_by_fold', 'Decider']
 
 # %% ../../nbs/64_training.decision.ipynb #83d9c73a
 import threading
@@ -201,29 +201,37 @@ class NestedDecisions(NamedTuple):
     final: Decision            # the decision selected on all folds
 
 # %% ../../nbs/64_training.decision.ipynb #21252555
+def decision_on(
+    setting: str,          # as for `find_decision`
+    blended: np.ndarray,   # [m, C] probabilities of the sequences `rows`; NaN: none
+    rows: np.ndarray,      # int [m]
+    dataset,               # a `Dataset`, or what has its y, fold, subjects and classes
+    heads: Mapping[str, np.ndarray] = NO_HEADS,   # 'orientation', 'opening' → [m, labels]
+    seed: int = 0,
+) -> Decision:
+    "The decision found on some sequences; the argmax where none has a prediction."
+    predicted = has_prediction(blended)
+    rows, classes = rows[predicted], dataset.classes
+    if not len(rows): return Decision(argmax_rule(classes))
+    head_probs = {name: p[predicted] for name, p in heads.items()}
+    return find_decision(setting, DecisionData(blended[predicted], dataset.y[rows], dataset.fold[rows],
+                                               dataset.subjects[rows], classes, head_probs, seed))
+
 def nested_decisions(
     setting: str,                  # as for `find_decision`
     probs: dict[str, np.ndarray],  # member → [n, C] out-of-fold probabilities
     per_fold: list[Recipe],        # the blend's recipe fitted without each fold, as from `nested_blend`
     final: Recipe,                 # the recipe of all folds
-    y: np.ndarray,                 # int [n]
-    fold: np.ndarray,              # int [n]
-    subjects: np.ndarray,          # [n]
-    classes: tuple[str, ...],
-    heads: Mapping[str, np.ndarray] = NO_HEADS,
+    dataset,                       # as for `decision_on`
+    heads: Mapping[str, np.ndarray] = NO_HEADS,   # of the n sequences
     seed: int = 0,
 ) -> NestedDecisions:
     "Selects a decision without each fold, and one on all folds; argmax where no member has a prediction."
     def find(rows, recipe):
         blended = blend({member: p[rows] for member, p in probs.items()}, **recipe)
-        predicted = has_prediction(blended)
-        rows, blended = rows[predicted], blended[predicted]
-        if not len(rows): return Decision(argmax_rule(classes))
-        head_probs = {name: p[rows] for name, p in heads.items()}
-        data = DecisionData(blended, y[rows], fold[rows], subjects[rows], classes, head_probs, seed)
-        return find_decision(setting, data)
-    decisions = [find(np.flatnonzero(fold != k), recipe) for k, recipe in enumerate(per_fold)]
-    return NestedDecisions(decisions, find(np.arange(len(y)), final))
+        return decision_on(setting, blended, rows, dataset, {name: p[rows] for name, p in heads.items()}, seed)
+    decisions = [find(np.flatnonzero(dataset.fold != k), recipe) for k, recipe in enumerate(per_fold)]
+    return NestedDecisions(decisions, find(np.arange(len(dataset.y)), final))
 
 # %% ../../nbs/64_training.decision.ipynb #d0c1a006
 def decide_by_fold(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import UserError
-from ..data.sequences import SequenceTable, concat, slice_sequences, take
+from ..data.sequences import SequenceTable, concat, take
 from ..evaluation.decode import follows_design
 from ..evaluation.flip import (
     FlipDetector,
@@ -156,17 +156,26 @@ class OrientationFixer:
         self.watch = FlipWatch(detector)
         self._turned: dict[tuple[str, str], bool] = {}   # (subject, sequence id) → whether it counts as turned
 
-    def turned(self, one: SequenceTable) -> bool:
-        "Whether the device of this one sequence counts as turned; without a subject only the sequence itself counts."
-        subject, sequence = str(one.meta["subject"][0]), str(one.meta["sequence_id"][0])
-        if not subject: return FlipWatch(self.detector)(one)
+    def turned(self, table: SequenceTable) -> np.ndarray:
+        """bool `[n]`: whether the device of each sequence counts as turned, one after the other; without a subject only
+        the sequence itself counts."""
+        names = [*zip(*(map(str, table.meta[key].tolist()) for key in ("subject", "sequence_id")))]
+        new = [i for i, name in enumerate(names) if not all(name) or name not in self._turned]
+        found = np.zeros(len(table), bool)
+        if new: sums = self.detector.sums(flip_signs(table if len(new) == len(table) else take(table, new)))
+        for row, i in enumerate(new): found[i] = self._judged(*names[i], {k: float(v[row]) for k, v in sums.items()})
+        for i in set(range(len(table))) - {*new}: found[i] = self._turned[names[i]]
+        return found
+
+    def _judged(self, subject: str, sequence: str, sums: dict[str, float]) -> bool:
+        if not subject: return FlipWatch(self.detector).add(subject, sums)
         if not sequence or (subject, sequence) not in self._turned:
-            self._turned[subject, sequence] = self.watch(one)
+            self._turned[subject, sequence] = self.watch.add(subject, sums)
         return self._turned[subject, sequence]
 
     def __call__(self, table: SequenceTable) -> SequenceTable:
         "The table, with the sequences of turned devices turned back."
-        turned = np.array([self.turned(slice_sequences(table, i, i + 1)) for i in range(len(table))])
+        turned = self.turned(table)
         return flip_upside_down(table, turned) if turned.any() else table
 
 # %% ../../nbs/65_training.orientation.ipynb #6025f361

@@ -8,7 +8,7 @@ __all__ = ['UnitOutputs', 'CollectedOutputs', 'collect_out_of_fold', 'OutOfFoldR
 
 # %% ../../nbs/66_training.out_of_fold.ipynb #a665b057
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +39,7 @@ def collect_out_of_fold(n: int, outputs: Sequence[tuple[str, dict[str, np.ndarra
             raise UserError(f"The out-of-fold predictions of {member} are not about these {n} sequences: "
                             "train it again with --restart.")
         for key, values in arrays.items():
-            if key == "index": continue
+            if key != "proba" and not key.startswith("head."): continue
             target, name = (probs, member) if key == "proba" else (heads, key.removeprefix("head."))
             if name not in target:
                 width = max(other[key].shape[1] for _, other in outputs if key in other)   # a fold may lack a label
@@ -57,6 +57,7 @@ class OutOfFoldResult:
     labels: np.ndarray             # int64 [n]: decided labels; -1 where no member has a prediction
     blend: dict                    # for `ensemble.json`: classes; recipes and decisions of all folds and without each
     decisions: list[Decision]      # the decision for each fold
+    adapted: dict[str, object] = field(default_factory=dict)   # protocol → `training.adaptation.ProtocolResult`
 
 def arrival_order(n: int, seed: int) -> np.ndarray:
     "int64 `[n]`: the random order of arrival that a run assumes wherever it needs a single one."
@@ -78,8 +79,7 @@ def blend_and_decide(
         raise UserError(f"The out-of-fold predictions of {member} are about {width} classes, but the data have "
                         f"{len(classes)}: train it again with --restart.")
     blended, per_fold, final = nested_blend(probs, y, fold, fixed=fixed_weights(settings), calibrate=calibrate)
-    decisions, decision = nested_decisions(
-        settings.decision, probs, per_fold, final, y, fold, subjects, classes, heads, settings.seed)
+    decisions, decision = nested_decisions(settings.decision, probs, per_fold, final, dataset, heads, settings.seed)
     order = arrival_order(len(y), settings.seed)
     labels = decide_by_fold(decisions, blended, fold, subjects, classes, heads, order)
     decision_record = {"final": decision.as_json(), "per_fold": [d.as_json() for d in decisions]}

@@ -12,7 +12,7 @@ __all__ = ['MAX_CELLS', 'BASE_LIBRARIES', 'RESULTS', 'read_unit_outputs', 'Finis
 import platform
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata as packages
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from ..data.units import Units
 from ..evaluation.decode import argmax_rule
 from ..files import DamagedError, check_file, check_folder, check_no_links, kind_of, raise_if_memory
 from ..registry import MEMBERS
+from .adaptation import adaptation_record, has_answers, run_protocols, scores_by_protocol
 from .budget import Plan
 from .dataset import Dataset
 from .decision import Decision
@@ -59,10 +60,14 @@ def _checked_outputs(path: Path) -> dict[str, np.ndarray]:
     arrays = read_arrays(path)
     index, probs = arrays.get("index"), arrays.get("proba")
     is_whole = index is not None and probs is not None and index.ndim == 1 and index.dtype == np.int64
-    is_whole = is_whole and all(values.ndim == 2 and len(values) == len(index) and values.dtype.kind == "f"
-                                for name, values in arrays.items() if name != "index")
+    is_whole = is_whole and all(_fits(name, values, len(index)) for name, values in arrays.items() if name != "index")
     if is_whole and np.isfinite(probs).all() and (index >= 0).all(): return arrays
     raise DamagedError(f"{path} does not hold the out-of-fold predictions of a unit.")
+
+def _fits(name: str, values: np.ndarray, m: int) -> bool:
+    "Whether an array has the form of outputs for m sequences: `[m, labels]`, as they come `[orders, m, labels]`."
+    shape = values.shape[1:] if name.startswith("as_they_come.") else values.shape
+    return len(shape) == 2 and shape[0] == m and values.dtype.kind == "f"
 
 # %% ../../nbs/68_training.results.ipynb #f79e2b2d
 class FinishedUnits:
@@ -97,7 +102,14 @@ class FinishedUnits:
                 if unit not in self._outputs: self._outputs[unit] = read_unit_outputs([unit])[0]
             outputs = [self._outputs[unit] for unit in self.metadata]
             self._result = blend_and_decide(self.dataset, self.settings, outputs)
+            if self.settings.adapt != "off" and has_answers(outputs): self._adapt(outputs)
         return self._result
+
+    def _adapt(self, outputs: list[UnitOutputs]) -> None:
+        "Adds to the result what is known with the wearers' other recordings."
+        adapted = run_protocols(self.dataset, self.settings, outputs)
+        record = adaptation_record(self.dataset, adapted)
+        self._result = replace(self._result, adapted=adapted, blend=self._result.blend | {"adaptation": record})
 
 # %% ../../nbs/68_training.results.ipynb #2ac9a42c
 def has_rule(blend: dict) -> bool:
@@ -117,6 +129,8 @@ def compute_metrics(done: FinishedUnits) -> dict:
     ensemble = score_labels(dataset, result.labels)
     ensemble |= {"seconds": round(sum(seconds.values()), 3), "weights": result.blend["final"]["weights"]}
     if has_rule(result.blend): ensemble["decided"] = True
+    for name, by_protocol in scores_by_protocol(dataset, result).items():
+        (ensemble if name == "ensemble" else members[name]).update(by_protocol)
     return {"classes": list(dataset.classes), "members": members, "ensemble": ensemble, "sequences": len(dataset.y),
             "subjects": len(np.unique(dataset.table.meta["subject"])), "folds": dataset.folds} | dataset.about_folds
 
@@ -131,7 +145,8 @@ def list_column(probs: np.ndarray):
 def write_oof(path: Path, dataset: Dataset, result: OutOfFoldResult) -> None:
     """Writes `sequence_id, subject, fold, gesture, pred, p_<member> …, p_ensemble`; `pred` is null without predictions.
 
-    Where folds are by something else than the subject, a column `group` says by what."""
+    With adaptation to the wearer also `pred_all_at_once` and `p_ensemble_all_at_once`. Where folds are by something
+    else than the subject, a column `group` says by what."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     meta = dataset.table.meta
@@ -146,6 +161,10 @@ def write_oof(path: Path, dataset: Dataset, result: OutOfFoldResult) -> None:
     if dataset.groups is not None: columns["group"] = pa.array(np.asarray(dataset.groups).tolist())
     for member, probs in result.probs.items(): columns[f"p_{member}"] = list_column(probs)
     columns["p_ensemble"] = list_column(result.blended)
+    if result.adapted:
+        adapted = result.adapted["all_at_once"]
+        columns["pred_all_at_once"] = pa.array(names[adapted.labels[0]], mask=adapted.labels[0] < 0)
+        columns["p_ensemble_all_at_once"] = list_column(adapted.blended[0])
     with atomic_path(path) as tmp: pq.write_table(pa.table(columns), tmp, compression="zstd")
 
 # %% ../../nbs/68_training.results.ipynb #68a0c003
@@ -216,8 +235,10 @@ def run_config(settings: Settings, base: dict, plan: Plan | None, reading: dict 
 
 # %% ../../nbs/68_training.results.ipynb #a084563c
 _FOLD_SCORES = {"accuracy": float, "macro_f1": float, "score?": float}
+_BY_PROTOCOL = {"alone?": _FOLD_SCORES, "all_at_once?": _FOLD_SCORES,
+                "as_they_come?": _FOLD_SCORES | {"orders": int, "low": float, "high": float}}
 _SCORES = _FOLD_SCORES | {"per_class": {str: {"f1": float, "n": int}}, "per_fold": [(_FOLD_SCORES, None)],
-                          "seconds": float}
+                          "seconds": float} | _BY_PROTOCOL
 _METRICS = {"classes": [str], "members": {str: _SCORES}, "ensemble": _SCORES | {"weights": {str: float}},
             "sequences": int, "subjects": int, "folds": int, "note?": str}
 _CONFIG = {"settings": dict, "versions": {str: str}, "identity": dict, "plan": (dict, None),

@@ -17,6 +17,7 @@ from ..control import StopSignal
 from ..isolation import isolated_run
 from ..models.base import training_size
 from ..models.registry import member_class
+from .adaptation import adaptation_lines
 from .budget import Plan, TimeBudget, make_plan
 from .dataset import Dataset, load_dataset, make_batch
 from .decision import check_decision
@@ -99,4 +100,6 @@ def train(
     done = train_units(dataset, settings, folder, base, plan, seconds_by_member, reporter, stop)
     done.result()   # reads what is needed of the units' folders before these move
     if folder.name == "members.next": promote_members(out)
-    return TrainedRun(dataset, write_results(done, config))
+    metrics = write_results(done, config)
+    for line in adaptation_lines(done.result(), metrics["ensemble"]): reporter.say(line)
+    return TrainedRun(dataset, metrics)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Unit', 'units_of', 'finished', 'assert_no_leak', 'options_for_fold', 'check_outputs', 'TrainedUnit',
            'train_unit', 'recover', 'refuse_links', 'promote_members', 'training_folder', 'identity_of_finished',
-           'load_finished', 'train_within_budget', 'units_to_train', 'train_units']
+           'load_finished', 'train_within_budget', 'complete', 'units_to_train', 'train_units']
 
 # %% ../../nbs/68_training.units.ipynb #69b0e002
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ from .identity import (
 )
 from .out_of_fold import UnitOutputs
 from .results import FinishedUnits, write_partial_blend
+from .wearers import OUTPUTS, adapts, complete_unit, reference_for, with_training_shifts
 
 # %% ../../nbs/68_training.units.ipynb #39cd8307
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def options_for_fold(dataset: Dataset, train: Batch, fold: int, settings: Settin
     if fold in dataset.options_by_fold: return dataset.options_by_fold[fold]
     title = f"Selecting view and mirroring on the training subjects (fold {fold + 1}, inner CV)"
     with reporter.task(title, total=1, unit="fold") as task:
-        options = dataset.options_by_fold[fold] = select_options(train, settings.seed)
+        options = dataset.options_by_fold[fold] = select_options(train, settings.seed, settings.preset)
         task.advance()
     view = f"view '{options.view}'" if options.view else "view by length"
     mirroring = f"mirrored along {options.mirror}" if options.mirror else "no mirroring"
@@ -130,13 +132,15 @@ def train_unit(
 ) -> TrainedUnit:
     "Trains one member without one fold, predicts that fold, and writes weights, outputs and history to its folder."
     reporter.now(f"setting up {unit}")
-    index = np.flatnonzero(dataset.fold == unit.fold)
-    train = make_batch(dataset, np.flatnonzero(dataset.fold != unit.fold), fold=unit.fold)
+    index, others = np.flatnonzero(dataset.fold == unit.fold), np.flatnonzero(dataset.fold != unit.fold)
+    train = make_batch(dataset, others, fold=unit.fold)
     held_out = make_batch(dataset, index, labelled=False, fold=unit.fold)
     options = options_for_fold(dataset, train, unit.fold, settings, reporter)
     train = replace(train, options=disable_components(options, settings.disable))
     split = inner_split(train.subjects, train.y, settings.seed + unit.fold)
     assert_no_leak(train, held_out, split)
+    if adapts(dataset, settings):
+        train = with_training_shifts(train, dataset.people[others], reference_for(dataset, unit.fold))
 
     member = member_class(unit.member)(settings, settings.seed, unit.fold)
     checkpoint = FolderCheckpoint(unit.folder / "checkpoint")
@@ -149,7 +153,7 @@ def train_unit(
     metadata["seconds"] = round(checkpoint.seconds, 3)
     with atomic_folder(unit.folder, metadata) as tmp:
         member.save(tmp)
-        write_arrays(tmp / "oof.safetensors", arrays)
+        write_arrays(tmp / OUTPUTS, arrays)
         write_json(tmp / "history.json", history or {})
     return TrainedUnit(metadata, UnitOutputs(unit.member, arrays))
 
@@ -241,6 +245,19 @@ def train_within_budget(
         reporter.say(f"{unit}: cut off by {limit}; a later run resumes it from its checkpoint")
         return None
 
+# %% ../../nbs/68_training.units.ipynb #e8c2e6ae
+def complete(done: FinishedUnits, unit: Unit, reporter, stop: StopSignal) -> None:
+    "Adds to a finished unit what it answers with the wearers' other recordings, if that is wanted and time is left."
+    dataset, settings, metadata = done.dataset, done.settings, done.metadata[unit]
+    if not adapts(dataset, settings): return
+    if time.monotonic() > stop.deadline:
+        reporter.say(f"{unit}: no time to learn what a person's other recordings are worth; a later run does it")
+        return
+    rows, classes = int((dataset.fold == unit.fold).sum()), len(dataset.classes)
+    def checked(outputs): return check_outputs(unit, outputs, rows, classes)
+    arrays = complete_unit(dataset, settings, unit, metadata, checked, reporter)
+    if arrays is not None: done.add(unit, metadata, UnitOutputs(unit.member, arrays))
+
 # %% ../../nbs/68_training.units.ipynb #69b0e009
 def units_to_train(settings: Settings, folds: int, folder: Path, plan: Plan | None) -> list[Unit]:
     "The units of the plan, in its order; all units of the run if there is no plan."
@@ -263,7 +280,8 @@ def train_units(
     budget = TimeBudget(settings.time_limit_hours, reporter.started, seconds_by_member)
     units = units_to_train(settings, dataset.folds, folder, plan)
     done = FinishedUnits(dataset, settings, units_of(settings, dataset.folds, folder))
-    reporter.plan(len(units))
+    expected = {str(unit): seconds_by_member[unit.member] for unit in units if not (unit.folder / MANIFEST).exists()}
+    reporter.plan(len(units), expected, after=10 + len(dataset.fold) / 100)   # blend, scores, report: roughly
     before, stop.deadline = stop.deadline, min(stop.deadline, budget.end)
     try:
         for unit in units:
@@ -272,8 +290,9 @@ def train_units(
             else: trained = train_within_budget(dataset, settings, unit, base, budget, reporter, stop)
             if trained: done.add(unit, *trained)
             if unit in done: budget.note(unit, done.metadata[unit]["seconds"])
+            if unit in done: complete(done, unit, reporter, stop)
             if trained and (len(done) == 1 or unit.fold == dataset.folds - 1): write_partial_blend(done, folder)
-            reporter.unit_done(str(unit))
+            reporter.unit_done(str(unit), trained=trained is not None)
     finally: stop.deadline = before
     if not done: raise UserError("The time limit left no unit to train: raise TIME_LIMIT_HOURS.")
     return done
