@@ -67,6 +67,7 @@ def test_windows_of_the_wearables_benchmark(toy):
     assert list(cut.meta["subject"][:4]) == [table.meta["subject"][0]] * 4
 
 
+@pytest.mark.soak
 def test_a_killed_benchmark_goes_on_and_stands_beside_ours(toy, tmp_path):
     """The line that a kill cut off is computed again, the others are kept; ours is trained on the same folds."""
     options = "--sets", toy, "--models", "tinierhar,dana", "--epochs", 1

@@ -583,10 +583,12 @@ def test_report_stands_alone(tmp_path):
     from gesture_nb.report.report import write_report
     run_folder(tmp_path, unanswered=7)
     text = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "://" not in text and "<script" not in text and text.count("data:image/png;base64,") == 2
+    assert "://" not in text and "<script" not in text and text.count("<svg") == 3   # confusion, curves, calibration
     assert "&lt;wave&gt; &amp; go" in text and "<wave>" not in text and "7 more sequences have no prediction" in text
     assert (tmp_path / "confusion.png").read_bytes()[:4] == (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert all(re.search(r'alt="[^"]+"', img) for img in re.findall("<img [^>]*>", text))
+    assert all(re.search(r'role="img" aria-label="[^"]+"', svg) for svg in re.findall("<svg [^>]*>", text))
+    names = re.findall(r'\bid="([^"]+)"', text)
+    assert len(names) == len(set(names)) and "currentColor" in text and "prefers-color-scheme:dark" in text
     assert text.count("<caption>") == text.count("<table>") and '<html lang="en">' in text
     before = (tmp_path / "report.html").read_bytes()
     assert write_report(tmp_path).read_bytes() == before

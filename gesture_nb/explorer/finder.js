@@ -117,7 +117,7 @@ function drawTable() {
         ),
       );
     }),
-    el("th", {scope: "col", style: "width:2.4rem", title: "show beside the other one"}),
+    el("td", {style: "width:2.4rem", title: "show beside the other one"}),
   );
   const body = [
     el(

@@ -538,7 +538,7 @@ class Viewer {
               el(
                 "tr",
                 {},
-                ...["", "sequence", "gesture", "person", "distance"].map(text => el("th", {scope: "col"}, text)),
+                ...["", "sequence", "gesture", "person", "distance"].map(text => (text ? el("th", {scope: "col"}, text) : el("td"))),
               ),
             ),
             el("tbody", {}, ...rows),

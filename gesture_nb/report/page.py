@@ -46,6 +46,10 @@ def _row(values: Sequence, strong: bool) -> str:
     return tag("tr", head + cells, class_="strong" if strong else "")
 
 # %% ../../nbs/82_report.page.ipynb #4c5629b1
+def _heading(name: str, kind: str) -> str:
+    "The heading of a column; a column of bars or of row names may have none."
+    return tag("th", html_text(name), scope="col", class_=kind) if name else tag("td", "")
+
 def table(
     caption: str,
     head: Sequence[str],           # headings of the columns
@@ -54,7 +58,7 @@ def table(
 ) -> str:
     "An HTML table."
     kinds = ["", *map(_column_class, rows[0][1:])] if rows else [""] * len(head)
-    heads = "".join(tag("th", html_text(name), scope="col", class_=kind) for name, kind in zip(head, kinds))
+    heads = "".join(_heading(name, kind) for name, kind in zip(head, kinds))
     strong = set(strong)
     body = "".join(_row(values, i in strong) for i, values in enumerate(rows))
     parts = tag("caption", html_text(caption)) + tag("thead", tag("tr", heads)) + tag("tbody", body)
