@@ -164,7 +164,8 @@ def test_a_run_is_followed_cancelled_and_taken_up_again(lab):
             ],
         )
         page, wrong = browser.new_page(viewport={"width": 1300, "height": 1000}), []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
+        # JupyterLab itself cancels what it asked of a kernel when the page is left
+        page.on("pageerror", lambda error: "Canceled future for" in str(error) or wrong.append(str(error)))
         page.goto(lab)
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=90_000)
