@@ -36,9 +36,11 @@ def nested(tried, classes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     parser.add_argument("--draws", type=int, default=20)
     options = parser.parse_args()
+    if not options.runs:
+        parser.exit(0, "few_labels.py: nothing was measured, name the folders of finished runs\n")
     print("run           labels  without gestures     with   corrected  seconds")
     for run in options.runs:
         classes = tuple(read_blend(run)["classes"])
