@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..analysis.compare import Comparison, Difference, RunScores, compare, verdict
+from ..analysis.compare import Comparison, Difference, RunScores, compare, difference_text, verdict
 from ..artifacts import write_text
 from ..figures import BLUE, INK, calm, canvas, own_style, short_labels, svg
 from ..text import count_of, html_text
@@ -53,8 +53,6 @@ def people_figure(per_person: dict[str, float], title: str) -> "Figure":
     return figure
 
 # %% ../../nbs/83_report.comparison.ipynb #26be4942
-def _signed(found: Difference) -> str: return f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
-
 def _overview(found: Comparison) -> str:
     "All runs in one table."
     rows, first = [], found.runs[0]
@@ -62,7 +60,7 @@ def _overview(found: Comparison) -> str:
         row = [run["run"]]
         for metric in found.metrics:
             row.append(run["scores"][metric])
-            row.append("" if run is first else _signed(run["differences"][metric]))
+            row.append("" if run is first else difference_text(run["differences"][metric]))
         row.append("" if run is first else verdict(run["differences"][found.metrics[0]]))
         rows.append(row)
     head = ["run"]
@@ -79,7 +77,7 @@ def _run_section(run: RunScores, first: str, number: int) -> str:
     worse = sum(value < 0 for value in run["per_person"].values())
     text = (f"{count_of(better, 'person', 'people')} better, {worse} worse, "
             f"{len(run['per_person']) - better - worse} the same.")
-    rows = [(name, _signed(entry), verdict(entry)) for name, entry in ordered.items()]
+    rows = [(name, difference_text(entry), verdict(entry)) for name, entry in ordered.items()]
     return section(
         f"{run['run']} against {first}",
         drawing(svg(classes, f"classes{number}"), "F1 of each class: difference and 95 % interval over people."),

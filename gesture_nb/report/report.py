@@ -23,7 +23,7 @@ from ..files import kind_of
 from ..isolation import isolated
 from ..show import MAX_NAMED, confusion, png
 from ..text import count_of, html_text
-from ..training.results import read_config, read_metrics
+from ..training.results import read_config, read_metrics, read_oof
 from .findings import (
     TITLES,
     CurvePair,  # noqa: F401
@@ -31,11 +31,12 @@ from .findings import (
     Predictions,
     curve_pairs,  # noqa: F401
     learning_curves_figure,
+    predictions_of,
+    probabilities_of,
     read_findings,
     read_histories,
     read_optional,
-    read_predictions,
-    read_probabilities,
+    read_predictions,  # noqa: F401
     series_of,  # noqa: F401
 )
 from .insights import (
@@ -288,12 +289,13 @@ def write_report(
 ) -> Path:
     "Writes `report.html` and its PNG files into the run folder; returns the page's path. Errors as for `read_oof`."
     out = Path(out)
-    predictions, metrics = read_predictions(out), read_metrics(out)
+    oof, metrics = read_oof(out), read_metrics(out)
+    predictions = predictions_of(oof)
     classes = metrics["classes"]
     counts = confusion_counts(predictions.gesture, predictions.pred, classes)
     pictures = _write_pictures(out, counts, classes)
     config = read_config(out) if kind_of(out / "config.json") else {}
-    probs, y = read_probabilities(out, classes)
+    probs, y = probabilities_of(oof, classes)
     metric = metric_names(metrics)[0]
     sections = [
         head_section(metrics, predictions),
