@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['flag', 'text', 'path', 'source', 'names', 'maybe_names', 'mapping', 'Parser', 'NotAccepted', 'refusal',
-           'parse', 'integer', 'number', 'choice', 'registered', 'unit']
+           'parse', 'integer', 'number', 'choice', 'matching', 'registered', 'maybe_choices', 'unit']
 
 # %% ../nbs/49_parsers.ipynb #a46d99a2
 import math
@@ -95,6 +95,16 @@ def choice(*options: str) -> Parser:
         return str(value)
     return Parser(convert, "one of " + ", ".join(options))
 
+def matching(
+    pattern: str,   # a regular expression for the whole text
+    wants: str,     # the accepted forms, in words
+) -> Parser:
+    "Text of one of several forms."
+    def convert(value):
+        if not re.fullmatch(pattern, str(value)): raise ValueError
+        return str(value)
+    return Parser(convert, f"one of {wants}")
+
 def registered(entries: Registry) -> Parser:
     "The name of an entry, also of one that is registered later."
     def convert(value):
@@ -160,6 +170,14 @@ def _to_names(value) -> tuple[str, ...]:
 names = Parser(_to_names, "a list of different names, separated by commas")
 maybe_names = Parser(lambda value: _to_names(value) if isinstance(value, str) and value or len(_items(value)) else (),
                      names.wants)
+
+def maybe_choices(*options: str) -> Parser:
+    "A list of different words, each one of `options`; it may be empty."
+    def convert(value):
+        found = maybe_names(value)
+        if not set(found) <= set(options): raise ValueError
+        return found
+    return Parser(convert, f"a list of {', '.join(options)}, separated by commas")
 
 # %% ../nbs/49_parsers.ipynb #57783a56
 def _to_mapping(value) -> tuple[tuple[str, str], ...]:

@@ -74,7 +74,8 @@ _RECORDINGS = {"data", "columns", "rate_hz", "time_unit", "gaps", "units", "acc_
                "acc_sign"}
 _RUN = _TALK | {"output_path"}
 _OF_THE_MACHINE = {"dl_num_workers", "dl_persistent_workers", "dl_start_method", "resume", "run_any_training",
-                   "feature_store", "time_limit_hours", "run_data_code"}   # a command without them does the same
+                   "feature_store", "time_limit_hours", "run_data_code", "executor", "unit_threads", "unit_gpus",
+                   "memory_gb", "trackers"}   # a command without them does the same
 READ_BY = {   # command → the settings that it reads; those of weights are written 'w_'
     "predict": _RUN | _RECORDINGS | {"decision", "adapt", "w_"},
     "adapt": _RUN | _RECORDINGS,

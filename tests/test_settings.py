@@ -73,7 +73,7 @@ def test_every_setting_has_its_variable(name, variable):
 
 def test_every_setting_is_described():
     fields = setting_fields()
-    assert len(fields) == 43
+    assert len(fields) == 50
     for name, f in fields.items():
         assert f.name == name and len(f.help) > 15 and not f.help.endswith(".") and f.parse.wants
         assert f.options[-1] == "--" + name.replace("_", "-") and f.option == f.options[0]
@@ -245,7 +245,8 @@ def test_names_in_config_json_never_change():
     assert set(values) == {
         "acc_sign", "acc_unit", "batch_size", "boosting_rounds", "columns", "data", "decision", "dl_num_workers",
         "dl_persistent_workers", "dl_start_method", "epochs", "gaps", "group_column", "gyr_unit", "quaternion_order",
-        "adapt", "rate_hz", "run_data_code", "time_unit", "units",
+        "adapt", "rate_hz", "run_data_code", "time_unit", "units", "devices", "executor", "memory_gb", "precision",
+        "trackers", "unit_gpus", "unit_threads",
         "feature_log_every", "feature_store", "flip", "fold_column", "folds", "heartbeat_seconds", "log_every_steps",
         "members", "output_path", "preset", "print_every_steps", "progress", "resume", "run_any_training",
         "save_jsonl", "seed", "time_limit_hours", "use_tqdm", "w_keras", "w_lgbm", "w_rocket", "w_torch", "without"}
