@@ -171,13 +171,13 @@ def value_with_interval(
     return {"value": metric(counts), "low": low, "high": high}
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #359d2f95
-def summary(dataset: Dataset, labels: np.ndarray, seed: int = 0, rounds: int = 1000) -> dict:
+def summary(dataset: Dataset, labels: np.ndarray, rounds: int = 1000) -> dict:
     """Scores with intervals, F1 of each class with intervals, accuracy and macro F1 of each person.
 
     `labels`: int64 `[n]` positions in the classes; -1 rows are left out."""
     rows, classes = labels >= 0, dataset.classes
     people = subject_counts(dataset.y[rows], labels[rows], dataset.subjects[rows], classes)
-    names, counts, resamples = np.unique(dataset.subjects[rows]), people.sum(0), resampled(people, rounds, seed)
+    names, counts, resamples = np.unique(dataset.subjects[rows]), people.sum(0), resampled(people, rounds)
     found = {}
     for metric in metrics_for(classes):
         interval = value_with_interval(partial(METRICS[metric], classes=classes), counts, resamples)
@@ -234,10 +234,10 @@ def evaluate(settings: Settings, dataset: Dataset, record: dict, reporter, order
     with reporter.task("Intervals over people", total=len(names), unit="scenario") as task:
         for name in names:
             labels = labels_of_run(dataset, record, outputs[name], arrivals)
-            found[name] = scenario_scores(dataset, labels, settings.seed)
+            found[name] = scenario_scores(dataset, labels)
             if adapts:
                 results = results_of_run(dataset, record, outputs[name], tried, settings.seed)
-                found[name]["adapted"] = adapted_scores(dataset, results, settings.seed)
+                found[name]["adapted"] = adapted_scores(dataset, results)
             task.advance()
     about = {"classes": list(dataset.classes), "sequences": n, "subjects": len(np.unique(dataset.subjects)),
              "folds": dataset.folds, "seed": settings.seed} | dataset.about_folds
@@ -245,13 +245,13 @@ def evaluate(settings: Settings, dataset: Dataset, record: dict, reporter, order
             "half": "a random half of all sequences, drawn with the run's seed, is IMU only"}
 
 # %% ../../nbs/80_analysis.evaluate.ipynb #b54b7e69
-def scenario_scores(dataset: Dataset, labels: RunLabels, seed: int) -> dict:
+def scenario_scores(dataset: Dataset, labels: RunLabels) -> dict:
     "One scenario's scores: the ensemble's in the first order of arrival, and their range over the other orders."
-    members = {m: summary(dataset, member_labels, seed) for m, member_labels in labels.members.items()}
-    found = {"members": members, "ensemble": summary(dataset, labels.ensemble[0], seed)}
+    members = {m: summary(dataset, member_labels) for m, member_labels in labels.members.items()}
+    found = {"members": members, "ensemble": summary(dataset, labels.ensemble[0])}
     if len(labels.ensemble) == 1: return found
     metric = metrics_for(dataset.classes)[0]
-    values = [summary(dataset, other, seed, rounds=2)[metric]["value"] for other in labels.ensemble[1:]]
+    values = [summary(dataset, other, rounds=2)[metric]["value"] for other in labels.ensemble[1:]]
     spread = {"mean": float(np.mean(values)), "low": min(values), "high": max(values)}
     return found | {"orders": {"metric": metric, "n": len(values), **spread}}
 

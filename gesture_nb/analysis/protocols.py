@@ -67,26 +67,26 @@ def results_of_run(
     return found
 
 # %% ../../nbs/80_analysis.protocols.ipynb #4d6539b5
-def pooled_scores(dataset: Dataset, labels: list[np.ndarray], seed: int, rounds: int = 1000) -> dict[str, dict]:
+def pooled_scores(dataset: Dataset, labels: list[np.ndarray], rounds: int = 1000) -> dict[str, dict]:
     "Metric → value and 95 % interval over people (percentile bootstrap), of labels `[n]` in each of several orders."
     y, subjects = np.tile(dataset.y, len(labels)), np.tile(dataset.subjects, len(labels))
     all_labels, found = np.concatenate(labels), {}
     rows = all_labels >= 0
     people = subject_counts(y[rows], all_labels[rows], subjects[rows], dataset.classes)
-    counts, resamples = people.sum(0), resampled(people, rounds, seed)
+    counts, resamples = people.sum(0), resampled(people, rounds)
     for metric in ("score", "macro_f1", "accuracy")[0 if is_competition(dataset.classes) else 1:]:
         low, high = np.quantile(METRICS[metric](resamples, dataset.classes), [0.025, 0.975])
         value = METRICS[metric](counts, dataset.classes)
         found[metric] = {"value": float(value), "low": float(low), "high": float(high)}
     return found
 
-def adapted_scores(dataset: Dataset, results: dict[str, ProtocolResult], seed: int) -> dict[str, dict]:
+def adapted_scores(dataset: Dataset, results: dict[str, ProtocolResult]) -> dict[str, dict]:
     "Protocol → 'ensemble' and 'members', each with intervals, and 'orders', their number and the spread of scores."
     found = {}
     for protocol, result in results.items():
-        members = {m: pooled_scores(dataset, list(map(argmax_labels, p)), seed) for m, p in result.members.items()}
-        found[protocol] = {"ensemble": pooled_scores(dataset, result.labels, seed), "members": members}
-        each = [next(iter(pooled_scores(dataset, [own], seed, 2).values()))["value"] for own in result.labels]
+        members = {m: pooled_scores(dataset, list(map(argmax_labels, p))) for m, p in result.members.items()}
+        found[protocol] = {"ensemble": pooled_scores(dataset, result.labels), "members": members}
+        each = [next(iter(pooled_scores(dataset, [own], 2).values()))["value"] for own in result.labels]
         found[protocol]["orders"] = {"n": len(each), "low": min(each), "high": max(each)}
     return found
 
