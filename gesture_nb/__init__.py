@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 # %% ../nbs/88_init.ipynb #8007f1d9
-__version__ = "0.4.0"   # settings.ini says the same
+__version__ = "0.5.0"   # settings.ini says the same
 
 _PLACES = {
     "GestureClassifier": "gesture_nb.serving.classifier",
@@ -29,6 +29,11 @@ _PLACES = {
     "register_member": "gesture_nb.models.registry",
     "register_sensor": "gesture_nb.sensors",
     "register_sink": "gesture_nb.sinks",
+    "replay": "gesture_nb.api",
+    "to_arrays": "gesture_nb.data.adapters",
+    "to_dataset": "gesture_nb.data.adapters",
+    "to_frame": "gesture_nb.data.adapters",
+    "trackers": "gesture_nb.trackers",
     "train": "gesture_nb.api",
 }
 
@@ -37,6 +42,7 @@ def __getattr__(name: str):
     "Looks a name up when it is used."
     if name not in _PLACES: raise AttributeError(f"module 'gesture_nb' has no attribute '{name}'")
     module = importlib.import_module(_PLACES[name])
+    if name == "trackers": return module
     if name == "train": module.describe_train()   # a member may have been registered since
     return getattr(module, name)
 
@@ -44,9 +50,10 @@ def __dir__() -> list[str]: return sorted(_PLACES)
 
 # %% ../nbs/88_init.ipynb #418ac3de
 if TYPE_CHECKING:
-    from gesture_nb.api import Run, adapt, compare, convert, inspect, load, read_recordings, train
+    from gesture_nb.api import Run, adapt, compare, convert, inspect, load, read_recordings, replay, train
     from gesture_nb.app import main
     from gesture_nb.config import Settings
+    from gesture_nb.data.adapters import to_arrays, to_dataset, to_frame
     from gesture_nb.data.arrays import from_arrays
     from gesture_nb.data.convert import from_frame
     from gesture_nb.explorer.widget import explore

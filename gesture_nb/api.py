@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'predictions_frame', 'log_frame', 'report_path', 'train', 'setting_lines', 'describe_train',
-           'settings_table', 'load', 'adapt', 'read_recordings', 'inspect', 'convert', 'compare']
+           'settings_table', 'load', 'adapt', 'read_recordings', 'inspect', 'convert', 'compare', 'replay']
 
 # %% ../nbs/87_api.ipynb #fcf27435
 import os
@@ -14,17 +14,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import Parameter, Signature, signature
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .analysis.compare import Comparison
 from .analysis.compare import compare as compare_folders
 from .app import Outcome, score_lines, scores_html, train_only
-from .artifacts import MANIFEST, atomic_path, check_results, move
+from .artifacts import MANIFEST, atomic_path, check_results, locked, move
 from .commands import adapt_to_person
 from .config import Settings, UserError, read_settings, setting_fields
 from .control import StopSignal
+from .data.adapters import rows_of_steps, tidy_arrow, with_index_columns
 from .data.convert import convert as convert_recordings
-from .data.convert import tidy_arrow
-from .data.dataframes import columns_of, names_in
+from .data.dataframes import as_frame, columns_of, names_in
 from .data.readers import read_recordings as read_any_recordings
 from .data.sequences import SequenceTable
 from .data.understanding import inspect_recordings
@@ -34,12 +35,18 @@ from .progress import Reporter
 from .report.comparison import write_comparison
 from .report.dashboard import read_events, watch
 from .report.report import write_report
+from .report.run_log import Replay
+from .report.run_log import replay as replay_folder
 from .serving.few_labels import LabelledPerson, read_few_labels
 from .serving.predictor import load as load_predictor
 from .session import in_worker, removed_if_unused
 from .sinks import Sink
 from .text import html_text, printable
+from .trackers import make_trackers, record_log
 from .training.results import read_config, read_metrics, read_oof
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # %% ../nbs/87_api.ipynb #8cf99202
 class Run:
@@ -131,6 +138,12 @@ def _put_back(path: Path, before: Path, had: bool) -> None:
     if had: move(before, path)
     elif not (path.parent / "members").exists(): path.unlink(missing_ok=True)
 
+def _frame_rows(data) -> "pa.Table":
+    "The rows of steps of a frame as Arrow."
+    import pyarrow as pa
+    frame = with_index_columns(as_frame(data))
+    return rows_of_steps(pa.table(columns_of(frame, names_in(frame))))
+
 @contextmanager
 def _as_source(data, out: Path) -> Iterator[str]:
     """Yields the name of the data. A frame is written to `data.parquet` in the run folder, so that the run can be
@@ -138,9 +151,8 @@ def _as_source(data, out: Path) -> Iterator[str]:
     if isinstance(data, (str, Path)):
         yield str(data)
         return
-    import pyarrow as pa
     import pyarrow.parquet as pq
-    table = tidy_arrow(data) if isinstance(data, SequenceTable) else pa.table(columns_of(data, names_in(data)))
+    table = tidy_arrow(data) if isinstance(data, SequenceTable) else _frame_rows(data)
     path = out / "data.parquet"
     before, had = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"), path.exists()
     if had: move(path, before)
@@ -171,7 +183,8 @@ Parameters
 ----------
 data
     'spar' (recordings that come with the package), 'sim' or 'sim:SEQUENCES:SEED', a competition folder, a tidy Parquet
-    or CSV file; or a pandas, Polars or PyArrow frame, which is written to `data.parquet` in the run folder first.
+    or CSV file; or a pandas, Polars or PyArrow frame, a Hugging Face dataset, or a `SequenceTable`, which are written
+    to `data.parquet` in the run folder first.
 out
     The run folder.
 sinks
@@ -246,7 +259,8 @@ def adapt(data, out: str | Path = "out", *, subject: str, **settings) -> Labelle
 # %% ../nbs/87_api.ipynb #4f259fd2
 def read_recordings(data, **how):
     """The `SequenceTable` of recordings: 'spar', 'sim', a competition folder, a tidy file, a pandas, Polars or PyArrow
-    frame, or a dict of columns. `rate_hz=…` states samples a second where the data does not say."""
+    frame, a Hugging Face dataset, or a dict of columns: a row a step, or a row a recording with a list a channel.
+    `rate_hz=…` states samples a second where the data does not say."""
     return read_any_recordings(data, **how)
 
 @isolated
@@ -276,3 +290,17 @@ def compare(
     "How runs differ, with 95 % intervals over people. Raises `UserError` if they are about different recordings."
     folders = [run.folder if isinstance(run, Run) else run for run in runs]
     return compare_folders(folders) if to is None else write_comparison(folders, to)
+
+# %% ../nbs/87_api.ipynb #31176621
+def replay(
+    run: "str | Path | Run",    # a run folder with a log
+    to=None,                    # 'tensorboard', 'mlflow', 'wandb', several of them, or a tracker of one's own
+) -> Replay:
+    "What happened in a run, from its log; also recorded in the trackers `to`. Raises `UserError` if there is no log."
+    folder = run.folder if isinstance(run, Run) else Path(run)
+    trackers = [] if to is None else make_trackers(to)
+    found = replay_folder(folder)
+    if trackers:
+        with Reporter(Settings(progress="lines")) as reporter, locked(folder):
+            record_log(found.events, folder, trackers, reporter)
+    return found

@@ -35,6 +35,7 @@ from .serving.predictor import Predictor, load, read_blend
 from .session import Session, in_worker, session
 from .show import signals
 from .text import count_of, html_text, printable
+from .trackers import load_trackers
 from .training.blend import with_fixed
 from .training.dataset import load_dataset
 from .training.identity import identity
@@ -137,6 +138,7 @@ def members_of_blend(settings: Settings) -> list[str]:
 # %% ../nbs/85_app.ipynb #bf878232
 def train_and_report(work: Session):
     "Trains what is missing, writes the results and the report; returns the `TrainedRun`."
+    load_trackers(work.settings.trackers, work.reporter.now)
     trained = train(work.settings, work.reporter, stop=work.stop)
     work.reporter.say("Writing the report")
     write_report(work.settings.output_path)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN_OPTIONS', 'COMMANDS', 'COMPLETION_VARIABLE', 'run', 'train', 'serve', 'features', 'evaluate',
-           'predict', 'adapt', 'inspect', 'convert', 'simulate', 'report', 'explore', 'compare', 'replay', 'export',
-           'kaggle', 'completion', 'program', 'import_modules', 'main']
+           'predict', 'adapt', 'inspect', 'convert', 'simulate', 'tune', 'report', 'explore', 'compare', 'replay',
+           'export', 'kaggle', 'completion', 'program', 'import_modules', 'main']
 
 # %% ../nbs/89_cli.ipynb #8913ec58
 import json
@@ -18,11 +18,12 @@ from io import StringIO
 
 import click
 
-from . import __version__
+from . import __version__, parsers
 from .cli_options import (
     RAW_OPTIONS,
     Command,
     Option,
+    Parsed,
     Program,
     choice_option,
     count_option,
@@ -94,6 +95,11 @@ def simulate(to: str, sequences: int, test_sequences: int, **settings):
     simulate_folder(to, sequences, test_sequences, **settings)
 
 # %% ../nbs/89_cli.ipynb #2166408e
+def tune(trials: int, hours: float | None, jobs: int | None, **settings):
+    "Search for hyperparameters of members, with an honest score of what was found."
+    from gesture_nb.tuning import tune_members
+    return tune_members(trials, hours, jobs, **settings)
+
 def report(**settings):
     "Write the report of a finished run again."
     from gesture_nb.commands import report_again
@@ -109,10 +115,10 @@ def compare(runs: tuple[str, ...], to: str | None, **settings):
     from gesture_nb.commands import compare_runs
     return compare_runs(runs, to, **settings).as_json()
 
-def replay(**settings):
-    "Print a timeline of a run from its log."
+def replay(to: str | None = None, **settings):
+    "Print a timeline of a run from its log, or record it in trackers (--to)."
     from gesture_nb.commands import replay_log
-    replay_log(**settings)
+    replay_log(to, **settings)
 
 def export(**settings):
     "Write a run's members in the form that predicts single sequences quickly."
@@ -139,6 +145,11 @@ _TO_FOLDER = folder_option("--to", required=True, help="the new folder to write"
 OWN_OPTIONS = {   # command → its own options, in the order of its help
     "run": [_RESTART, _JSON],
     "train": [_RESTART, _JSON],
+    "tune": [count_option("--trials", default=30, help="trials of each member, those of an earlier call included"),
+             Option(["--hours"], type=Parsed(parsers.number(0, 100_000, above=True), "hours"), metavar="HOURS",
+                    help="hours for all trials; the scores of the winners come after"),
+             count_option("--jobs", help="trials at once, each in a process of its own; unset: as --executor says"),
+             flag_option("--restart", help="forget all earlier trials, and begin the search again"), _JSON],
     "report": [_JSON],
     "features": [flag_option("--verify", help="compare full checksums of stored features, and compute damaged ones "
                                               "again")],
@@ -168,11 +179,13 @@ OWN_OPTIONS = {   # command → its own options, in the order of its help
                folder_option("--wheels", help="a folder of wheels to attach, instead of asking the package index")],
     "compare": [click.Argument(["runs"], nargs=-1, metavar="RUN RUN …"),
                 file_option("--to", help="also write a page to look at: .html"), _JSON],
+    "replay": [text_option("--to", metavar="TRACKERS", help="record the log instead: tensorboard, mlflow, wandb, "
+                                                            "separated by commas")],
     "completion": [click.Argument(["shell"], type=click.Choice(("bash", "zsh", "fish")))],
 }
 
-COMMANDS = {f.__name__: f for f in (run, train, evaluate, predict, adapt, serve, features, inspect, convert, simulate,
-                                    report, explore, compare, replay, export, kaggle, completion)}
+COMMANDS = {f.__name__: f for f in (run, train, evaluate, tune, predict, adapt, serve, features, inspect, convert,
+                                    simulate, report, explore, compare, replay, export, kaggle, completion)}
 COMPLETION_VARIABLE = "_GESTURE_NB_COMPLETE"
 
 # %% ../nbs/89_cli.ipynb #bc193b80

@@ -67,7 +67,8 @@ _METAVARS = {   # what a value looks like; of settings that are not here, it fol
     "output_path": "FOLDER", "feature_store": "FOLDER", "data": "DATA", "columns": "NAME=COLUMN,…",
     "fold_column": "COLUMN", "group_column": "COLUMN", "progress": "HOW", "decision": "RULE", "acc_unit": "UNIT",
     "gyr_unit": "UNIT", "quaternion_order": "ORDER", "time_unit": "UNIT", "rate_hz": "HZ", "time_limit_hours": "HOURS",
-    "heartbeat_seconds": "SECONDS", "dl_start_method": "HOW", "units": "HOW", "flip": "HOW",
+    "heartbeat_seconds": "SECONDS", "preset": "fast|full|FILE", "dl_start_method": "HOW", "units": "HOW", "flip": "HOW",
+    "executor": "WHERE", "trackers": "A,B,…",
 }
 DATA_HELP = {   # command → what its --data takes, where that is not what other commands take
     "predict": "recordings to predict: a file in the layout of the training, or a competition folder, whose test file "

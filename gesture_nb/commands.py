@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .analysis.compare import Comparison, compare
 from .analysis.evaluate import evaluate as evaluate_run
 from .analysis.evaluate import evaluation_lines, run_settings
 from .app import Outcome, check_same_data, score_lines
-from .artifacts import DamagedError, check_results, read_json, write_json, write_text
+from .artifacts import DamagedError, check_results, locked, read_json, write_json, write_text
 from .config import (
     Settings,
     UserError,
@@ -72,6 +72,7 @@ from .serving.predictor import check_channels, load, read_blend
 from .session import command, removed_if_unused, session
 from .sinks import write_line
 from .text import printable
+from .trackers import make_trackers, record_log
 from .training.dataset import features_of, load_dataset, store_folder
 from .training.few_labels import KnownPeople
 from .training.recordings import read_fingerprints
@@ -130,6 +131,7 @@ def evaluate(ablations: str | None = None, **overrides) -> dict:
         evaluation = evaluate_run(settings, dataset, blend, reporter)
         write_and_print(out, "evaluation", evaluation, evaluation_lines, reporter)
         if ablations:
+            reporter.event("ablation")   # what is trained from here on is not the run
             effects = ablate(settings, dataset, ablations, reporter, stop)
             write_and_print(out, "ablations", effects, ablation_lines, reporter)
         write_report(out)
@@ -305,10 +307,17 @@ def report_again(**overrides) -> Outcome:
         reporter.say("\n".join([*score_lines(outcome.metrics), f"The report is {printable(path)}"]))
     return outcome
 
-def replay_log(**overrides) -> None:
-    "What `gesture-nb replay` does: prints a timeline of a run from its log."
-    settings = settings_of("replay", **overrides)
-    with working("replay", settings, **overrides) as reporter: reporter.say(str(replay(settings.output_path)))
+def replay_log(
+    to: str | None = None,   # trackers to record the log in, separated by commas
+    **overrides,             # settings
+) -> None:
+    "What `gesture-nb replay` does: prints a timeline of a run from its log, or records it in trackers."
+    settings, trackers = settings_of("replay", **overrides), make_trackers(to) if to else []
+    out = settings.output_path
+    with working("replay", settings, **overrides) as reporter, locked(out) if trackers else nullcontext():
+        found = replay(out)
+        if trackers: record_log(found.events, out, trackers, reporter)
+        else: reporter.say(str(found))
 
 # %% ../nbs/86_commands.ipynb #8a360827
 def explore_page(

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from . import parsers, registry
 from .errors import UserError, suggestion
 from .parsers import Parser
+from .presets import preset_notes, preset_value, read_preset
 from .registry import DEFAULT_MEMBERS
 from .settings import (
     ACC_UNITS,
@@ -100,6 +101,13 @@ def _replace(s: Settings, values: Mapping[str, object]) -> Settings:
     others = {name: value for name, value in values.items() if not name.startswith("w_")}
     return replace(s, member_weights=member_weights, **others)
 
+# %% ../nbs/50_config.ipynb #b672006a
+def _with_preset(values: dict[str, object], s: Settings) -> dict[str, object]:
+    "Settings by name, those of `s` being the others, with a preset file taken apart into a preset and values."
+    if "preset" not in values: return values
+    found = read_preset(values["preset"], values.get("output_path", s.output_path))
+    return values | {"preset": found.preset, "preset_values": found.values}
+
 # %% ../nbs/50_config.ipynb #7d195dbf
 def read_settings(
     environ: Mapping[str, str] | None = None,  # where variables are looked up; default `os.environ`
@@ -108,7 +116,7 @@ def read_settings(
     "The settings of a run: defaults, then environment, then `overrides`. Raises `UserError` at the first wrong value."
     values = _parse_all(_from_environment(os.environ if environ is None else environ))
     values |= _parse_all(_from_keywords(overrides))
-    return check_settings(_replace(Settings(), values))
+    return check_settings(_replace(Settings(), _with_preset(values, Settings())))
 
 def given_settings(
     environ: Mapping[str, str] | None = None,  # as of `read_settings`
@@ -122,10 +130,14 @@ def settings_notes(
     environ: Mapping[str, str] | None = None,  # as of `read_settings`
     **overrides,
 ) -> list[str]:
-    "One line for every setting under a former name, and for every environment variable that only looks like ours."
+    """One line for every setting under a former name, for every environment variable that only looks like ours, and for
+    a preset file that is gone."""
     environ = os.environ if environ is None else environ
     given = _from_environment(environ) + _from_keywords(overrides)
-    return [g.note for g in given if g.has_former_name] + unread_variables(environ, [g.field.name for g in given])
+    values = {g.field.name: g.parse() for g in given if g.field.name in ("preset", "output_path")}
+    gone = preset_notes([values.get("preset")], values.get("output_path", Settings().output_path))
+    former = [g.note for g in given if g.has_former_name]
+    return [*former, *gone, *unread_variables(environ, [g.field.name for g in given])]
 
 # %% ../nbs/50_config.ipynb #37ebe600
 COMPONENTS = {
@@ -193,7 +205,7 @@ def _json_value(value) -> object:
 
 def _values(s: Settings) -> dict[str, object]:
     "JSON values by the name of the setting; the weight of a member beyond the default ones only where it is set."
-    values = {name: _json_value(getattr(s, name)) for name in setting_fields()}
+    values = {name: _json_value(getattr(s, name)) for name in setting_fields()} | {"preset": preset_value(s)}
     optional = {f"w_{name}" for name in registry.MEMBERS.names()} - {f"w_{name}" for name in DEFAULT_MEMBERS}
     return {name: value for name, value in values.items() if value is not None or name not in optional}
 
@@ -211,4 +223,4 @@ def changed_settings(s: Settings) -> dict[str, object]:
 def with_settings(s: Settings, **changes) -> Settings:
     "A checked copy of `s` with some settings replaced; None unsets one."
     unset = {_find_field(key).name: None for key, value in changes.items() if value is None}
-    return check_settings(_replace(s, unset | _parse_all(_from_keywords(changes))))
+    return check_settings(_replace(s, unset | _with_preset(_parse_all(_from_keywords(changes)), s)))

@@ -45,7 +45,7 @@ class Panel:
         return folded
 
     def draw(self, bars: Mapping[str, tuple]) -> None:
-        "Takes bars (label, done, total or None, note) of the rows overall, fold and epoch; draws if it is time."
+        "Takes bars (label, done, total or None, note) by row, the whole run first; draws if it is time."
         with self._lock:
             if self.box is None and bars: self._make()
             self.bars |= bars
@@ -85,18 +85,23 @@ class Panel:
         self._wait = min(max(_LEAST, (time.thread_time() - began) / _SHARE), 10.0)
 
     def _draw_bar(self, row: str, label: str, done: int, total: int | None, note: str) -> None:
+        if row not in self.rows: self._add_row(row)
         bar, text = self.rows[row]
         bar.description, bar.max, bar.value = printable(label), max(total or done, 1), done
-        bar.bar_style, bar.layout.visibility = "", "visible"
+        bar.bar_style, bar.layout.display = "", None
         text.value = html_text(f"{done:,}/{total:,} {note}" if total else f"{done:,} {note}")
+
+    def _add_row(self, row: str) -> None:
+        import ipywidgets as w
+        layout = {"width": "34em", "display": "none"}
+        bar = w.FloatProgress(0, max=1, description=row, style={"description_width": "11em"}, layout=layout)
+        self.rows[row] = bar, w.HTML()
+        self.bars_box.children = [w.HBox(parts) for parts in self.rows.values()]
 
     def _make(self) -> None:
         import ipywidgets as w
-        self.rows = {}
-        for row in _ROWS:
-            layout = {"width": "34em", "visibility": "hidden"}
-            bar = w.FloatProgress(0, max=1, description=row, style={"description_width": "11em"}, layout=layout)
-            self.rows[row] = bar, w.HTML()
+        self.rows, self.bars_box = {}, w.VBox()
+        for row in _ROWS: self._add_row(row)   # units that train side by side get further ones
         self.status, self.charts, self.lines = w.HTML(), w.HTML(), w.HTML()
         self.folded = w.Accordion([self.lines], titles=("lines",), selected_index=None)
         self.button = w.Button(description="cancel", icon="stop", layout={"width": "max-content"},
@@ -104,9 +109,8 @@ class Panel:
                                        "Where the notebook does not send clicks while a cell runs, ■ does the same.")
         self.button.on_click(self._on_cancel)
         _hear_while_busy(self.button)
-        bars = w.VBox([w.HBox(row) for row in self.rows.values()])
         buttons = [self.button] if self.cancel is not None else []
-        self.box = w.VBox([bars, self.status, self.charts, *buttons, self.folded])
+        self.box = w.VBox([self.bars_box, self.status, self.charts, *buttons, self.folded])
         self._display(self.box)
 
     def _display(self, shown) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['flag', 'text', 'path', 'source', 'names', 'maybe_names', 'mapping', 'Parser', 'NotAccepted', 'refusal',
-           'parse', 'integer', 'number', 'choice', 'matching', 'registered', 'maybe_choices', 'unit']
+           'parse', 'integer', 'number', 'choice', 'matching', 'registered', 'choice_or_file', 'maybe_choices', 'unit']
 
 # %% ../nbs/49_parsers.ipynb #a46d99a2
 import math
@@ -152,6 +152,15 @@ def _to_source(value) -> str:
     return found
 
 source = Parser(_to_source, text.wants)   # data by name or path, as it was written
+
+def choice_or_file(*options: str) -> Parser:
+    "One of the words `options`, the path of a JSON file, or what such a file holds."
+    def convert(value):
+        if isinstance(value, Mapping): return dict(value)
+        if str(value) in options: return str(value)
+        if not str(value).lower().endswith(".json"): raise ValueError
+        return _to_path(value)
+    return Parser(convert, f"one of {', '.join(options)}, or the path of a preset file (.json)")
 
 # %% ../nbs/49_parsers.ipynb #29094a23
 _LONGEST_WORD, _LONGEST_LIST = 100, 10_000   # characters in a list of names, entries

@@ -12,7 +12,8 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -108,6 +109,7 @@ class Reporter:
         extra_sinks: Iterable[Sink] = (),      # besides them
     ):
         self.settings = settings or Settings()
+        self.folder = None if folder is None else str(Path(folder).absolute())
         self.sinks = [*(choose_sinks(self.settings, folder) if sinks is None else sinks), *extra_sinks]
         self._heard = set()                  # `id` of the sinks that have taken an event
         self.started = time.monotonic()
@@ -192,7 +194,8 @@ class Reporter:
             guard_streams()
             _LIVE.add(self)
             self.last_line = time.monotonic()
-            self.emit("open", heartbeat_seconds=self.settings.heartbeat_seconds)
+            settings = self.settings
+            self.emit("open", heartbeat_seconds=settings.heartbeat_seconds, folder=self.folder, resume=settings.resume)
             self.heartbeat.start()
         return self
 
@@ -220,12 +223,19 @@ class Reporter:
             now = time.monotonic()
             event = {"time": time.time(), "t": now - self.started, "pid": self._pid, "kind": kind}
             if text is not None: event["text"] = text
-            event |= {f"{name}_" if name in event else name: value for name, value in fields.items()}
-            self.remaining.hear(event)
-            warnings = [self._pass_on(sink, event) for sink in self.sinks]
-            if text is not None: self.last_line = time.monotonic()
-            for warning in warnings:
-                if warning: self.emit("warning", str(warning))
+            self._hand_out(event | {f"{name}_" if name in event else name: value for name, value in fields.items()})
+
+    def relay(self, event: dict) -> None:
+        "Hands an event of another process of this run to all sinks, with the number of that process."
+        if not self._in_own_process(): return
+        with self.lock: self._hand_out(event | {"t": time.monotonic() - self.started + event["time"] - time.time()})
+
+    def _hand_out(self, event: dict) -> None:
+        self.remaining.hear(event)
+        warnings = [self._pass_on(sink, event) for sink in self.sinks]
+        if "text" in event: self.last_line = time.monotonic()
+        for warning in warnings:
+            if warning: self.emit("warning", str(warning))
 
     def _pass_on(self, sink: Sink, event: dict) -> str | None:
         "Hands an event to one sink; returns its warning. A sink that fails is left out from then on."
@@ -274,6 +284,14 @@ class Reporter:
         "The bar of the whole run: its units, and the time that remains."
         note = ", ".join(part for part in (self.last_unit, format_eta(self.remaining.seconds(time.time()))) if part)
         return Bar("overall", self.units_done, self.units, note)
+
+    @contextmanager
+    def following(self, work) -> Iterator[None]:
+        "Inside, `work` is what goes on, for bars and heartbeat: it has `status()`, `bars()`, `started`, like `Work`."
+        with self.lock: self.stack.append(work)
+        try: yield
+        finally:
+            with self.lock: self.stack = [other for other in self.stack if other is not work]
 
     def begin(self, work: Work) -> None:
         "Called when a task or training begins."

@@ -82,6 +82,9 @@ SINKS = Registry("sink", {
     "bars": Entry("gesture_nb.sinks:bars_sink", "progress bars", ("ipywidgets", "tqdm")),
     "lines": Entry("gesture_nb.sinks:lines_sink", "lines on standard output"),
     "log": Entry("gesture_nb.sinks:log_sink", "logs/run.jsonl"),
+    "tensorboard": Entry("gesture_nb.trackers:tensorboard_sink", "TensorBoard", ("tensorboard",)),
+    "mlflow": Entry("gesture_nb.trackers:mlflow_sink", "MLflow", ("mlflow-skinny",)),
+    "wandb": Entry("gesture_nb.trackers:wandb_sink", "Weights & Biases", ("wandb",)),
 })
 
 # %% ../nbs/51_registry.ipynb #b793036f

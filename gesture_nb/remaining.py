@@ -29,12 +29,14 @@ class Remaining:
         self.begun: float | None = None                       # when the unit at work began; None: no plan is going on
         self.training: tuple[float, int, bool] | None = None  # when it began, its steps, whether it has epochs
         self.steps: tuple[int, int] = (0, 0)                  # its steps that are done: at its first event, and now
+        self.running: dict[str, float] = {}                   # unit → when it began, where several train at once
 
     def hear(self, event: dict) -> None:
         "Takes an event into account."
         kind = event["kind"]
         if kind == "plan": self._plan(event)
         elif kind == "unit" and self.begun is not None: self._unit(event)
+        elif kind == "unit_start": self.running[str(event.get("label", ""))] = event["time"]
         elif kind == "close": self.begun = None
         elif kind == "training":
             self.training, self.steps = (event["time"], event["epochs"] * event["steps"], event["epochs"] > 1), (-1, 0)
@@ -48,14 +50,16 @@ class Remaining:
         items = expected.items() if isinstance(expected, dict) else ()
         self.expected = {str(name): _seconds(value) for name, value in items}
         self.units, self.done, self.after = event.get("units") or 0, 0, _seconds(event.get("after"))
-        self.begun, self.finished, self.measured = event["time"], set(), []
+        self.begun, self.finished, self.measured, self.running = event["time"], set(), [], {}
 
     def _unit(self, event: dict) -> None:
         name = str(event.get("label", ""))
         if event.get("trained") is not False:
-            self.measured.append((_member(name), event["time"] - self.begun, self.expected.get(name, 0.0)))
+            seconds = _seconds(event.get("seconds")) or event["time"] - self.begun
+            self.measured.append((_member(name), seconds, self.expected.get(name, 0.0)))
         self.done, self.begun, self.training = event["done"], event["time"], None
         self.finished.add(name)
+        self.running.pop(name, None)
 
     def seconds(
         self,
@@ -66,12 +70,21 @@ class Remaining:
         left = [name for name in self.expected if name not in self.finished]
         if not self.expected: left = [""] * int(min(max(self.units - self.done, 0), 10_000))
         if not left: return max(self.after - (now - self.begun), 0) or None
+        if self.running: return self._of_several(left, now)
         training, measured = self._training_seconds(now), [*self.measured]
         if training is not None and self.training[2]:   # the unit at work is measured too, as far as it has come
             measured.append((_member(left[0]), now - self.begun + training, self.expected.get(left[0], 0.0)))
         forecasts = [self._forecast(name, measured) for name in left]
         if None in forecasts: return training if len(left) == 1 else None
         return self._rest(forecasts[0], training, now) + sum(forecasts[1:]) + self.after
+
+    def _of_several(self, left: list[str], now: float) -> float | None:
+        "Seconds where several units train at once: all that remains, shared out; at least the longest one at work."
+        forecasts = {name: self._forecast(name, self.measured) for name in left}
+        if None in forecasts.values(): return None
+        at_work = [max(forecasts.get(name, 0.0) - (now - began), 0.0) for name, began in self.running.items()]
+        waiting = sum(seconds for name, seconds in forecasts.items() if name not in self.running)
+        return max((sum(at_work) + waiting) / len(at_work), *at_work) + self.after
 
     def _forecast(self, name: str, measured: list[tuple[str, float, float]]) -> float | None:
         "Seconds of a unit: its forecast, corrected by the same member's other units, or by all; else the mean of all."

@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['in_worker', 'ScriptLine', 'is_guarded', 'without_second_run', 'without_forbidden_workers', 'check_fork',
-           'let_idle_threads_sleep', 'removed_if_unused', 'cancel_by', 'Session', 'session', 'command']
+           'let_idle_threads_sleep', 'removed_if_unused', 'Session', 'session', 'command']
 
 # %% ../nbs/84_session.ipynb #19b014b4
 import ast
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +27,7 @@ from .config import (
     settings_notes,
     with_settings,
 )
-from .control import NOTHING_LEFT, StopSignal
+from .control import NOTHING_LEFT, StopSignal, cancel_by
 from .files import absolute
 from .forked import broken_libraries, is_forked, use_one_thread
 from .isolation import own_state
@@ -149,16 +147,6 @@ def removed_if_unused(folder: str | Path | None) -> Iterator[None]:
     except (UserError, KeyboardInterrupt):
         if new: _remove_if_unused(folder, new)
         raise
-
-# %% ../nbs/84_session.ipynb #53e3498a
-def cancel_by(stop: StopSignal) -> Callable[[], None]:
-    "A function that ends the work under a stop signal; any thread may call it."
-    main = threading.main_thread()
-    def cancel() -> None:
-        if stop.request(): return
-        if hasattr(signal, "pthread_kill"): signal.pthread_kill(main.ident, signal.SIGINT)
-        else: signal.raise_signal(signal.SIGINT)
-    return cancel
 
 # %% ../nbs/84_session.ipynb #69f2a693
 class Session(NamedTuple):

@@ -45,8 +45,9 @@ class Settings:
         "number of cross-validation folds; each subject is in exactly one of them")
     fold_column: str | None = _setting(None, parsers.text,
         "column of the data that names the fold of each sequence; unset: folds are made by subject")
-    preset: str = _setting("fast", parsers.choice(*PRESETS),
-        "size of the models: fast (minutes on two cores) or full (hours on a GPU)")
+    preset: str = _setting("fast", parsers.choice_or_file(*PRESETS),
+        "size of the models: fast (minutes on two cores) or full (hours on a GPU); or a JSON file with other values "
+        "of their hyperparameters, such as gesture-nb tune writes")
     seed: int = _setting(42, parsers.integer(0, 2**31 - 1),
         "seed of every random choice; the same seed gives the same results, byte for byte")
     epochs: int | None = _setting(None, parsers.integer(1, 100_000),
@@ -101,6 +102,7 @@ class Settings:
         "+: a device at rest reads +9.8 m/s² upwards, as on Android; -: it reads -9.8, as on Apple devices")
     group_column: str | None = _setting(None, parsers.text,
         "column that takes the place of the subject when folds are made, such as a session of one person")
+    preset_values: tuple = ()   # ((member, ((name, value), …)), …) of the preset file, see `presets`
     member_weights: tuple[tuple[str, float], ...] = ()   # (member, weight) for every `w_<member>` that is set
     run_any_training: bool | None = _setting(None, parsers.flag,
         "0: never train, only use what is trained; 1: train everything again; unset: train what is missing")
@@ -120,26 +122,33 @@ class Settings:
     time_limit_hours: float | None = _setting(None, parsers.number(0, 100_000, above=True),
         "hours that the whole run may take; trainings that do not fit are left out; unset: no limit")
     executor: str = _setting("local", parsers.matching(EXECUTORS, EXECUTORS_WANTED),
-        "where units are trained: local, processes:N (N processes here), ray or ray:ADDRESS, submitit or "
-        "submitit:PARTITION; the results are the same bytes")
+        "where units are trained: local (several at once, if that pays), processes:N (N processes here), ray or "
+        "ray:ADDRESS, submitit or submitit:PARTITION; the results are the same bytes")
     unit_threads: int | None = _setting(None, parsers.integer(1, 1024),
-        "threads of one unit's training; unset: planned from the cores")
+        "threads of a unit's libraries, on which the last bits of a result depend; unset: one a core, at most 16")
     unit_gpus: float | None = _setting(None, parsers.number(0, 64),
-        "GPUs of one unit's training, below 1 for a share; unset: one where there are any")
+        "GPUs of one unit, below 1 for a share; unset: one, and with the executor local units one after another")
     memory_gb: float | None = _setting(None, parsers.number(0.1, 100_000),
-        "memory in GB that a run may use; data that do not fit stay on the disk; unset: what the machine has free")
+        "memory in GB that a run may use: larger data stay on the disk, and nets shuffle them in blocks where their "
+        "features exceed half of it; unset: half of what is free, and blocks beyond 4 GB of features")
     trackers: tuple[str, ...] = _setting((), parsers.maybe_choices(*TRACKERS),
         "where the run is recorded besides its log: tensorboard, mlflow, wandb, separated by commas")
     devices: int = _setting(1, parsers.integer(1, 1024),
-        "processes that train a neural net together, each on a GPU of its own where there are GPUs")
+        "processes that train the PyTorch net together, each on a GPU of its own where there are GPUs, with the same "
+        "batches; results are close to those of one, not the same bytes (pip install gesture-nb[devices])")
     precision: str = _setting("auto", parsers.choice(*PRECISIONS),
-        "numbers in which neural nets are trained: 32, bf16 or 16; auto: 32 on a CPU, half precision on a GPU")
+        "numbers in which the layers of the PyTorch net are trained: 32, bf16 or, on a GPU, 16; auto: 32 on a CPU, "
+        "half precision on a GPU")
 
     def __getattr__(self, name: str) -> float | None:
         "`w_<member>`: the fixed weight of a registered member, None when unset."
         member = name.removeprefix("w_")
         if member == name or member not in registry.MEMBERS: raise AttributeError(f"There is no setting '{name}'.")
         return dict(self.member_weights).get(member)
+
+    def values_of(self, member: str) -> dict[str, object]:
+        "What the preset file states about a member, by name; empty without a file."
+        return dict(dict(self.preset_values).get(member, ()))
 
 # %% ../nbs/49_settings.ipynb #81c259a6
 ALIASES = {"out": "output_path", "workers": "dl_num_workers", "rate": "rate_hz", "start_method": "dl_start_method"}
@@ -196,5 +205,5 @@ def setting_fields() -> dict[str, SettingField]:
     described = []
     for f in fields(Settings):
         if f.name == "member_weights": described += map(_describe_weight, registry.MEMBERS.names())
-        else: described.append(_describe(f.name, f.default, **f.metadata))
+        elif f.metadata: described.append(_describe(f.name, f.default, **f.metadata))
     return {f.name: f for f in described}

@@ -86,6 +86,9 @@ READ_BY = {   # command → the settings that it reads; those of weights are wri
     "compare": _TALK,
     "convert": _TALK | _RECORDINGS,
     "simulate": _TALK | {"seed"},
+    "tune": _RUN | _RECORDINGS | _OF_THE_MACHINE | {
+        "members", "folds", "preset", "seed", "epochs", "batch_size", "boosting_rounds", "group_column", "flip",
+        "disable", "devices", "precision"},
     "report": _RUN, "replay": _RUN, "export": _RUN,
 }
 _WHY = {
@@ -97,6 +100,7 @@ _WHY = {
     "explore": "it only shows recordings, and the predictions of the run in --out",
     "compare": "it only looks at the runs that are named",
     "convert": "it only writes recordings, to the file --to",
+    "tune": "it searches for values of members, each alone, in folds of its own",
     "simulate": "it only writes recordings, to the folder --to",
 }
 

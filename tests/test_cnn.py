@@ -15,6 +15,7 @@ from gesture_nb.config import Settings
 from gesture_nb.control import StopSignal, TimeUp
 from gesture_nb.data.sequences import offsets_of
 from gesture_nb.features.frames import FrameFeatures, take_frames
+from gesture_nb.models import training_loop
 from gesture_nb.models.base import Batch, FoldOptions, Member
 from gesture_nb.models.cnn import TorchMember
 from gesture_nb.models.cnn_layers import FAST, stem_of
@@ -352,7 +353,12 @@ def watched(monkeypatch):
     return read
 
 
-def test_a_few_people_join_later_and_the_net_is_checked_on_them_until_then(monkeypatch):
+@pytest.fixture
+def one_of_six_may_be_left_out(monkeypatch):
+    monkeypatch.setattr(training_loop, "MOST_LEFT_OUT", 1 / 6)
+
+
+def test_a_few_people_join_later_and_the_net_is_checked_on_them_until_then(monkeypatch, one_of_six_may_be_left_out):
     b, read = problem(n=60), watched(monkeypatch)
     m = TorchMember(Settings(epochs=6, batch_size=16), 1, 0, SMALL)
     history = m.fit(b, inner_split=by_subject(b, ["p1", "p4"]), reporter=Quiet())
@@ -366,7 +372,7 @@ def test_a_few_people_join_later_and_the_net_is_checked_on_them_until_then(monke
     assert np.isclose(history["fit_loss"][-1], -np.log(p).mean(), atol=1e-5)
 
 
-def test_the_checked_people_have_no_part_in_the_first_epochs():
+def test_the_checked_people_have_no_part_in_the_first_epochs(one_of_six_may_be_left_out):
     b = problem(n=60, lengths=[40] * 60)
     spoiled = b.frames.values.copy()
     for i in np.flatnonzero(b.subjects == "p1"):   # backwards, which leaves the scales of features as they are
@@ -382,13 +388,22 @@ def test_the_checked_people_have_no_part_in_the_first_epochs():
     assert not np.allclose(losses[0][4:], losses[1][4:], atol=1e-3)
 
 
-def test_nobody_is_left_out_where_that_would_be_too_many_or_too_short():
+def test_of_few_people_nobody_is_left_out():
+    b = problem(n=60)
+    assert check_part(b, by_subject(b, ["p0", "p1"]), 6, 0) is None
+    many = replace(b, subjects=np.array([f"p{i // 2:02d}" for i in range(60)]))   # thirty people
+    assert check_part(many, by_subject(many, ["p00", "p01"]), 6, 0).people == ("p00",)
+
+
+def test_nobody_is_left_out_where_that_would_be_too_many_or_too_short(one_of_six_may_be_left_out):
     b = problem(n=60)
     def part(checked, epochs=6): return check_part(b, by_subject(b, checked), epochs, 0)
     assert part(["p0", "p1"]).people == ("p0",) and check_part(b, None, 6, 0) is None
     assert part(["p0"], epochs=2) is None and part([]) is None
     few = b.take(np.flatnonzero(np.isin(b.subjects, ["p0", "p1", "p2"])))
     assert check_part(few, by_subject(few, ["p0"]), 6, 0) is None
+    alone = b.take(np.flatnonzero(b.subjects == "p0"))     # the only person is on both sides of the inner split
+    assert check_part(alone, (np.arange(1, 10), np.array([0])), 6, 0) is None
     chosen = part(["p0"])
     late = np.flatnonzero(b.subjects == "p0")
     assert not np.isin(chosen.in_place, late).any() and np.array_equal(b.y[chosen.in_place], b.y)

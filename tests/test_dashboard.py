@@ -1,4 +1,5 @@
 """A run is drawn again from its log, whatever happened to it; it can be followed; a person can pick a sequence."""
+import itertools
 import json
 import random
 import subprocess
@@ -204,6 +205,24 @@ def test_watch_shows_a_finished_log_with_its_forecast_and_its_scores(tmp_path):
     card = w.box.children[-1].value
     assert w.error is None and "0.500" in card and "0.400 – 0.610" in card and "report.html" in card
     assert "ensemble &lt;b&gt;" in card and w.remaining.seconds(0) is None
+
+
+def test_watch_has_a_bar_for_each_unit_that_is_at_work(tmp_path):
+    times = itertools.count()
+    def event(kind, pid=1, **fields):
+        return {"kind": kind, "pid": pid, "time": 1e9 + next(times), "t": 0.0} | fields
+    def step(fold, k):
+        done = {"epochs": 2, "steps": 4, "epoch": 2, "step": k, "loss": 0.5, "lr": 1e-3}
+        return event("step", pid=100 + fold, label="Torch", fold=fold, **done)
+    events = [event("open"), event("plan", units=3), event("unit_start"), event("unit_start"), step(2, 1), step(1, 3),
+              step(1, 4), event("unit", label="torch fold 2", done=1, units=3, trained=True), event("unit_start"),
+              step(3, 2), event("close", failed=False)]
+    log_of(tmp_path).parent.mkdir()
+    log_of(tmp_path).write_text("".join(json.dumps(e) + "\n" for e in events))
+    w = Watch(tmp_path, seconds=0.02, show=lambda box: None)
+    w.thread.join(30)
+    assert w.error is None and {row: bar[:3] for row, bar in w.bars.items()} == {
+        "overall": ("overall", 1, 3), "unit 1": ("Torch fold 3", 6, 8), "unit 2": ("Torch fold 1", 8, 8)}
 
 
 def test_a_log_without_its_end_shows_the_time_that_remains(tmp_path):

@@ -15,6 +15,7 @@ from gesture_nb.analysis.evaluate import (
     summary,
     without_sensors,
 )
+from gesture_nb.artifacts import DamagedError, read_json, write_json
 from gesture_nb.config import COMPONENTS, UserError, disable_components, read_settings
 from gesture_nb.control import StopSignal
 from gesture_nb.data.sequences import slice_sequences
@@ -23,6 +24,7 @@ from gesture_nb.evaluation.metric import bootstrap_interval
 from gesture_nb.features.augment import Augment
 from gesture_nb.models.base import TrainingSize
 from gesture_nb.progress import Quiet, Reporter
+from gesture_nb.report.findings import read_findings
 from gesture_nb.sinks import Sink
 from gesture_nb.training import units as training
 from gesture_nb.training.blend import find_recipe
@@ -210,6 +212,17 @@ def test_evaluation_of_a_run(done):
     assert sum(imu_half(len(done.p.y), 0)) == len(done.p.y) // 2 and (done.out / "ablations.json").exists()
     page = (done.out / "report.html").read_text()
     assert "IMU only" in page and "expected_f1" in page
+    missing = page[page.index("Missing sensors"):page.index("By gesture")]
+    for name in ("all", "imu"):
+        scenario = found["scenarios"][name]
+        for protocol in ("as_they_come", "all_at_once"):
+            score = scenario["adapted"][protocol]["ensemble"]["score"]
+            assert f"{score['value']:.3f}" in missing and f"{score['low']:.3f} – {score['high']:.3f}" in missing
+    del scenario["adapted"]["all_at_once"]["ensemble"]["score"]
+    stored = read_json(done.out / "evaluation.json")
+    write_json(done.out / "evaluation.json", stored | {"found": found})
+    with pytest.raises(DamagedError, match="scenarios do not tell of the same"):
+        read_findings(done.out, "evaluation")
 
 
 def test_summary_is_the_metric_with_its_interval():

@@ -15,7 +15,8 @@ from gesture_nb.sinks import Sink
 NAMES = {"GestureClassifier", "Run", "Settings", "load", "main", "read_recordings"}
 NAMES |= {"register_member", "register_sensor", "register_sink", "train"}
 NAMES |= {"convert", "from_arrays", "from_frame"}
-NAMES |= {"inspect", "explore", "adapt", "compare"}
+NAMES |= {"inspect", "explore", "adapt", "compare", "replay", "trackers"}
+NAMES |= {"to_arrays", "to_dataset", "to_frame"}
 QUICK = {"members": "lgbm", "folds": 2, "boosting_rounds": 5, "progress": "lines"}
 
 

@@ -13,6 +13,7 @@ from gesture_nb.config import Settings, UserError
 from gesture_nb.control import StopSignal
 from gesture_nb.data.sequences import offsets_of
 from gesture_nb.features.frames import FrameFeatures
+from gesture_nb.models import training_loop
 from gesture_nb.models.base import Batch, Member
 from gesture_nb.models.gru import KerasMember, SequenceRecipe, make_schedule, one_cycle
 from gesture_nb.models.quiet_tensorflow import load_tensorflow, quiet_stderr
@@ -149,6 +150,7 @@ def test_many_threads_may_ask_for_tensorflow_at_once():
     assert len(found) == 8 and len(set(map(id, found))) == 1
 
 
+@pytest.mark.soak   # `test_resume` kills the whole program inside an epoch of this net
 def test_killed_in_an_epoch_and_resumed_ends_at_the_same_bytes(tmp_path):
     code = """
         import os, pathlib, signal
@@ -252,7 +254,8 @@ def test_folds_live_side_by_side(fitted, tmp_path):
     assert np.array_equal(KerasMember.load(tmp_path).predict_proba(b), before)
 
 
-def test_learning_curves_are_losses_of_the_answers(tmp_path):
+def test_learning_curves_are_losses_of_the_answers(monkeypatch):
+    monkeypatch.setattr(training_loop, "MOST_LEFT_OUT", 1 / 6)
     b = ragged(np.resize([20, 31, 25], 60))
     b = Batch(b.frames, b.index, b.classes, b.y, np.resize(list("abcdef"), 60))
     check = b.subjects == "a"

@@ -1,16 +1,19 @@
 """Notebooks from top to bottom, each in a kernel of its own, as a reader runs them.
 
-`make test` runs all of them by nbdev_test already, so here only those with something that only a kernel shows: widgets,
-pictures of runs, a guarded `main()`. `make soak` runs every one.
+`make test` runs most of them by nbdev_test, and here those with something that only a kernel shows: widgets, pictures
+of runs, a guarded `main()`. `make soak` runs every one here.
 """
 
 import os
+import sys
 
 import pytest
 from conftest import ROOT
 
+sys.path.insert(0, str(ROOT / "tools"))
+from notebooks import IN_KERNEL  # noqa: E402
+
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if not p.name.startswith(("_", ".")))
-IN_KERNEL = ("54_", "55_", "83_", "84_", "90_", "91_", "index")
 CASES = [pytest.param(p, id=p.stem, marks=() if p.name.startswith(IN_KERNEL) else pytest.mark.soak) for p in NOTEBOOKS]
 
 

@@ -588,7 +588,7 @@ def test_settings_choose_the_sinks(tmp_path, monkeypatch):
 def test_a_registered_sink_comes_last_in_every_run(tmp_path):
     class Mine(Recorder):
         pass
-    made = []
+    made, known = [], SINKS.names()
 
     def factory(settings, folder):
         made.append((settings, folder))
@@ -605,7 +605,7 @@ def test_a_registered_sink_comes_last_in_every_run(tmp_path):
             register_sink("other", LineSink())
     finally:
         SINKS.unregister("mine")
-    assert SINKS.names() == ("bars", "lines", "log")
+    assert SINKS.names() == known == ("bars", "lines", "log", "tensorboard", "mlflow", "wandb")
 
 
 def test_extra_sinks_hear_everything_too(capsys):

@@ -95,7 +95,7 @@ def test_every_setting_is_described():
     ({}, {"epochs": 2.5}, "epochs is 2.5"), ({}, {"epochs": True}, "epochs is True"),
     ({}, {"seed": float("inf")}, "seed is inf"), ({}, {"time_limit_hours": True}, "time_limit_hours is True"),
     ({}, {"out": " "}, "output_path is ' ', but must be a name or path that is not empty."),
-    ({}, {"preset": "huge"}, "preset is 'huge', but must be one of fast, full."),
+    ({}, {"preset": "huge"}, "preset is 'huge', but must be one of fast, full, or the path of a preset file (.json)."),
     ({}, {"members": "lgbm,lgbm"},
      "members is 'lgbm,lgbm', but must be a list of different names, separated by commas."),
     ({}, {"wrokers": 2}, "There is no setting 'wrokers'. Did you mean 'workers'?"),
@@ -201,10 +201,13 @@ def test_commands_read_what_their_table_says():
     assert set(READ_BY) <= set(COMMANDS)
     assert {name for names in READ_BY.values() for name in names} - {"w_"} <= set(setting_fields())
     for command in READ_BY:
-        with pytest.raises(UserError, match=f"{command} does not read --epochs, --flip: "):
-            refuse_unread(command, ["epochs", "flip", "heartbeat_seconds"])
-        line, = unread_by(command, {"GESTURE_NB_EPOCHS": "3", "DL_NUM_WORKERS": "2", "SAVE_JSONL": "0"})
-        assert line.startswith(f"{command} does not read GESTURE_NB_EPOCHS: ")
+        unread = ("fold_column", "w_lgbm") if command == "tune" else ("epochs", "flip")   # it trains, too
+        options = ", ".join(setting_fields()[name].option for name in unread)
+        with pytest.raises(UserError, match=f"{command} does not read {options}: "):
+            refuse_unread(command, [*unread, "heartbeat_seconds"])
+        variable = setting_fields()[unread[0]].variable
+        line, = unread_by(command, {variable: "3", "DL_NUM_WORKERS": "2", "SAVE_JSONL": "0"})
+        assert line.startswith(f"{command} does not read {variable}: ")
     refuse_unread("train", setting_fields())
     refuse_unread("predict", ["w_lgbm", "data", "acc_unit"])
     assert unread_by("train", {"GESTURE_NB_EPOCHS": "3"}) == []
@@ -352,10 +355,12 @@ def test_built_in_entries_exist(program):
             "print(sorted(heavy), MEMBERS.names())\n"
             "print([SINKS.get(name).__name__ for name in SINKS.names()])")
     done = program("-c", code, module=False)
-    expected = ["[] ('lgbm', 'torch', 'keras', 'rocket')", "['bars_sink', 'lines_sink', 'log_sink']"]
+    sinks = ["bars_sink", "lines_sink", "log_sink", "tensorboard_sink", "mlflow_sink", "wandb_sink"]
+    expected = ["[] ('lgbm', 'torch', 'keras', 'rocket')", str(sinks)]
     assert done.stdout.splitlines() == expected, done.stderr
     assert registry.DEFAULT_MEMBERS == MEMBERS.names()
-    assert [SINKS.entry(name).title for name in SINKS.names()][1:] == ["lines on standard output", "logs/run.jsonl"]
+    titles = [SINKS.entry(name).title for name in SINKS.names()]
+    assert titles[1:4] == ["lines on standard output", "logs/run.jsonl", "TensorBoard"]
 
 
 @pytest.mark.parametrize("word, known, expected", [

@@ -192,7 +192,7 @@ def test_full_disk_is_a_sentence_and_keeps_the_old_store(tmp_path, monkeypatch):
     S.load_or_build(TABLE, tmp_path, source="a")
     before = files(tmp_path)
     def full(self, a): raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(R._RawFile, "add", full)
+    monkeypatch.setattr(R.RawFile, "add", full)
     monkeypatch.setattr(S, "FRAMES_VERSION", 99)
     with pytest.raises(UserError, match="disk is full"): S.load_or_build(TABLE, tmp_path, source="a")
     assert files(tmp_path) == before

@@ -27,7 +27,8 @@ PARTS = {   # first digit of a notebook's number → its part of the menu
 PUBLIC = {  # page of the API → modules on it
     "Front door": ["gesture_nb.api"],
     "Recordings": ["gesture_nb.data.sequences", "gesture_nb.data.readers", "gesture_nb.data.convert",
-                   "gesture_nb.data.arrays", "gesture_nb.data.understanding", "gesture_nb.data.simulate"],
+                   "gesture_nb.data.arrays", "gesture_nb.data.adapters", "gesture_nb.data.understanding",
+                   "gesture_nb.data.simulate"],
     "Features": ["gesture_nb.features.frames", "gesture_nb.features.compute", "gesture_nb.features.summary",
                  "gesture_nb.features.views", "gesture_nb.features.wearer"],
     "Members": ["gesture_nb.models.base", "gesture_nb.models.registry"],

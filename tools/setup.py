@@ -13,7 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-LOCKS = [ROOT / "requirements.lock", ROOT / "requirements.nodeps.lock", ROOT / "settings.ini", ROOT / "setup.py"]
+LOCKS = [ROOT / f"requirements{kind}.lock" for kind in ("", ".nodeps")]
+LOCKS += [ROOT / name for name in ("settings.ini", "setup.py", "pyproject.toml")]
 STEPS = [
     ("packages of requirements.lock", ["-r", "requirements.lock"]),
     ("the embedded recordings", ["--no-deps", "-r", "requirements.nodeps.lock"]),

@@ -86,11 +86,27 @@ def _as_matrix(a, i: int) -> np.ndarray:
     if not a.shape[1]: raise UserError(f"Sequence {i} of X has no steps: leave it out.")
     return a
 
+def _is_sideways(frames: Sequence) -> bool:
+    "Whether frames have a row a channel and a numbered column a step, as aeon's do, and not a row a step."
+    first = frames[0]
+    if not len(first) or any(isinstance(name, str) for name in first.columns): return False
+    if all(isinstance(name, str) for name in first.index): return True
+    rows, columns = {len(frame) for frame in frames}, {frame.shape[1] for frame in frames}
+    if len(rows) > 1: return False
+    return len(columns) > 1 or (len(first) in _USUAL and first.shape[1] not in _USUAL)
+
+def _from_frames(frames: Sequence) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    "Arrays `[channels, length]` of frames, and the names of the channels."
+    first = frames[0]
+    if _is_sideways(frames):
+        return [frame.loc[first.index].to_numpy() for frame in frames], tuple(map(str, first.index))
+    return [frame[first.columns].to_numpy().T for frame in frames], tuple(map(str, first.columns))
+
 def _from_list(x: Sequence) -> Arrays:
     "A list of arrays `[channels, length]`, or of frames with a column a channel."
     if not len(x): raise UserError("X has 0 sequences: at least 1 is needed.")
-    names = tuple(map(str, x[0].columns)) if hasattr(x[0], "columns") else None
-    if names: x = [frame[x[0].columns].to_numpy().T for frame in x]
+    names = None
+    if hasattr(x[0], "columns"): x, names = _from_frames(x)
     x = [_as_matrix(a, i) for i, a in enumerate(x)]
     counts = [len(a) for a in x]
     if len(set(counts)) > 1:

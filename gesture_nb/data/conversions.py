@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..schema import ACC, GRAVITY, GYR, ROT
+from ..scratch import empty_beside
 from .evidence import ordered
 from .sequences import SequenceTable
 
@@ -56,7 +57,8 @@ def _scale(table: SequenceTable, values: np.ndarray, names: Iterable[str], facto
 def convert_units(table: SequenceTable, units: Units) -> SequenceTable:
     "The table in SI units; `table` itself if its readings are in SI units, else with values of its own."
     if units == Units(): return table
-    values = np.array(table.values)
+    values = empty_beside(table.values, table.values.shape)
+    values[:] = table.values
     _scale(table, values, ACC, units.acc_factor)
     _scale(table, values, GYR, units.gyr_factor)
     if set(ROT) <= set(table.names):

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import UserError, suggestion
 from ..schema import ACC, DEMOGRAPHICS
 from ..sensors import SENSORS, channels, guess_channel, sensor_of
+from .adapters import dataset_table, is_dataset
 from .parsing import LARGEST, codes_of, floats, floats64, rate_from_times, values_of
 from .sequences import SequenceTable, offsets_of
 from .times import UNIT_SECONDS, calendar_seconds, choose_unit, rates_by_unit
@@ -88,6 +89,7 @@ def as_frame(frame):
     "`frame`, or what it holds, as a frame of Polars, pandas or PyArrow or a dict; a `UserError` if it is no frame."
     import pyarrow as pa
     if isinstance(frame, type): raise _no_frame(frame)
+    if is_dataset(frame): return dataset_table(frame)   # a DatasetDict is a dict
     if isinstance(frame, (dict, pa.Table)) or hasattr(frame, "get_columns"): return frame
     if hasattr(frame, "iloc") and hasattr(frame, "columns"):
         return frame if getattr(frame.columns, "nlevels", 1) == 1 else _one_level(frame)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import UserError, suggestion
 from ..sensors import sensor_of
+from .adapters import rows_of_steps, with_index_columns
 from .dataframes import as_frame, columns_of, names_in
 from .names import sensors_meant, time_columns
 from .options import ReadOptions
@@ -218,10 +219,11 @@ def _as_pandas(frame) -> "pd.DataFrame":
     if isinstance(frame, Mapping) and any(np.ndim(values) > 1 for values in frame.values()):
         raise UserError("The dictionary holds frames or arrays with several columns: pass one frame with a column "
                         "sequence_id (pandas.concat), or a dictionary of columns.")
-    return pa.table(columns_of(frame, names_in(frame))).to_pandas()
+    return rows_of_steps(pa.table(columns_of(frame, names_in(frame)))).to_pandas()
 
 def _plain_frame(frame: "pd.DataFrame") -> "pd.DataFrame":
     "A pandas frame with what its index names as columns. `UserError` for one without rows, or with a name twice."
+    frame = with_index_columns(frame)
     index = frame.index
     named = [name for name in index.names if name is not None and name not in frame.columns]
     is_time = type(index).__name__ in ("DatetimeIndex", "TimedeltaIndex") and "t" not in frame.columns

@@ -19,10 +19,12 @@ from ..artifacts import atomic_path, fingerprint, read_sealed, sha256_file, writ
 from ..errors import UserError, suggestion
 from ..isolation import isolated
 from ..schema import CMI_RATE_HZ, DEMOGRAPHICS, TEST_COLUMNS, TRAIN_COLUMNS
+from ..scratch import Room
 from ..sensors import SENSORS, sensor_of
+from .adapters import rows_of_steps, with_index_columns
 from .bundled import spar, spar_path
 from .csv_files import csv_batches
-from .dataframes import columns_of, demographics_of, from_frame, names_in
+from .dataframes import as_frame, columns_of, demographics_of, from_frame, names_in
 from .formats import is_e4, refusal
 from .headers import check_header, check_twice, require_columns
 from .options import ReadOptions, read_options
@@ -177,20 +179,21 @@ def _is_writable(folder: str | Path | None, reporter) -> bool:
     return writable
 
 # %% ../../nbs/13_data.readers.ipynb #623ae7e5
-def _read_rows(location: FileLocation, header, channels, cache, reading: Reading, reporter) -> SequenceTable:
+def _read_rows(location: FileLocation, header, channels, cache, reading: Reading, reporter, room) -> SequenceTable:
     "The table of one of the competition's files, by way of the cache if there is one."
     if not location.lines or not _is_writable(cache, reporter):
-        return table_from_batches(location, read_batches(location, header, channels, reporter), channels, reading)
+        batches = read_batches(location, header, channels, reporter)
+        return table_from_batches(location, batches, channels, reading, room=room)
     converted = convert_to_parquet(location, cache, header, channels, reporter)
     try:
         batches, rows = parquet_batches(converted, reporter), parquet_rows(converted)
-        return table_from_batches(location, batches, channels, reading, rows)
+        return table_from_batches(location, batches, channels, reading, rows, room=room)
     except BrokenFile:
         if reporter is not None:
             reporter.say(f"{converted.name} is damaged: it is made again from {location.path.name}.")
         converted.unlink()
     converted = convert_to_parquet(location, cache, header, channels, reporter)
-    return table_from_batches(location, parquet_batches(converted, reporter), channels, reading)
+    return table_from_batches(location, parquet_batches(converted, reporter), channels, reading, room=room)
 
 # %% ../../nbs/13_data.readers.ipynb #58c9eda3
 def read_competition(
@@ -199,6 +202,7 @@ def read_competition(
     cache: str | Path | None = None,  # a folder for the Parquet file made from the CSV; None: parse the CSV each time
     reporter=None,
     options: ReadOptions | None = None,  # what is stated about units
+    room: Room | None = None,  # None: the readings are kept in memory
 ) -> SequenceTable:
     """The sequences of one split, with orientation, opening, start of the gesture, and demographics.
 
@@ -212,7 +216,7 @@ def read_competition(
     require_columns(location, header, [name for name in wanted if name != "row_id"])
     reading = Reading(replace(options or ReadOptions(), rate_hz=None), rate_hz=CMI_RATE_HZ, rate_from="competition")
     source = Source(location, header, channels, reading)
-    table = with_findings(_read_rows(location, header, channels, cache, reading, reporter), source, "folder")
+    table = with_findings(_read_rows(location, header, channels, cache, reading, reporter, room), source, "folder")
     people = _find_file(folder, f"{split}_demographics", needed=False)
     if people is not None: table = with_meta(table, **_read_people(people, table.meta["subject"]))
     elif reporter is not None:
@@ -221,7 +225,7 @@ def read_competition(
 
 # %% ../../nbs/13_data.readers.ipynb #dda62e3f
 def read_frame(
-    frame,                          # pandas, Polars or PyArrow table, or a dict of columns, tidy as a file
+    frame,                          # pandas, Polars or PyArrow table, dict of columns, Hugging Face dataset
     options: ReadOptions | None = None,  # what is stated about it
     to_predict: bool = False,       # people and labels may be missing
     reporter=None,                  # hears what was assumed
@@ -230,9 +234,10 @@ def read_frame(
     "The sequences of a tidy frame. Raises `UserError` for whatever is wrong with it."
     import pyarrow as pa
     location = location or FileLocation("the frame", lines=False)
+    frame = with_index_columns(as_frame(frame))
     names = names_in(frame)
     check_twice(location, names)
-    data = pa.table(columns_of(frame, names))
+    data = rows_of_steps(pa.table(columns_of(frame, names)))
     source = source_of_table(location, data, options or ReadOptions(), to_predict)
     return read_source(source, "frame", reporter)
 
@@ -278,6 +283,7 @@ def read_recordings(
     reporter=None,                  # shows progress
     cache: str | Path | None = None,  # a folder for the Parquet file made from the competition's CSV
     to_predict: bool = False,       # people and labels may be missing
+    room: Room | None = None,       # where the readings of files go; None: they are kept in memory
     **stated,                       # fields of `ReadOptions`: `rate_hz=50`, `fold_column='fold'`, …
 ) -> SequenceTable:
     "The training sequences of any source. Raises `UserError` for whatever is wrong with it."
@@ -288,8 +294,8 @@ def read_recordings(
     elif kind == "sim":
         table = simulate(**_sim_arguments(str(data)), reporter=reporter)
     elif kind in ("spar", "spar file"): table = spar(path=None if kind == "spar" else path)
-    elif kind == "folder": table = read_competition(path, "train", cache, reporter, options)
-    else: table = read_tidy(path, reporter, options, to_predict)
+    elif kind == "folder": table = read_competition(path, "train", cache, reporter, options, room)
+    else: table = read_tidy(path, reporter, options, to_predict, room)
     if "units" not in table.findings: table = settle_units(table, options, reporter)
     if options.fold_column is not None: _check_fold_column(table, options.fold_column, data)
     return table
@@ -301,11 +307,12 @@ def read_table(
     settings=None,  # for what is stated about the data, and the feature store; None: neither
     reporter=None,  # shows progress
     cache: str | Path | None = None,  # a folder for the Parquet file made from a CSV; None: the feature store
+    room: Room | None = None,  # as for `read_recordings`
 ) -> SequenceTable:
     "The training sequences of any source, as a run with these settings reads them."
-    if settings is None: return read_recordings(data, reporter=reporter, cache=cache)
+    if settings is None: return read_recordings(data, reporter=reporter, cache=cache, room=room)
     if cache is None: cache = settings.feature_store or settings.output_path / "features"
-    return read_recordings(data, read_options(settings), reporter=reporter, cache=cache)
+    return read_recordings(data, read_options(settings), reporter=reporter, cache=cache, room=room)
 
 # %% ../../nbs/13_data.readers.ipynb #98fe6580
 def _sha256(path: Path, cache: str | Path | None) -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['offsets_of', 'sequence_of_row', 'rows_of', 'column_positions', 'SequenceTable', 'table_html',
-           'check_table', 'table_from_arrays', 'take', 'slice_sequences', 'blocks', 'concat', 'with_meta']
+           'check_table', 'table_from_arrays', 'take_rows', 'take', 'slice_sequences', 'blocks', 'concat', 'with_meta']
 
 # %% ../../nbs/01_data.sequences.ipynb #9c0b2f92
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +15,7 @@ from html import escape
 import numpy as np
 
 from ..errors import UserError
+from ..scratch import empty_beside, is_in_file
 from ..sensors import sensor_of, sensors
 from ..text import count_of
 
@@ -148,11 +149,20 @@ def table_from_arrays(
     return check_table(SequenceTable(np.ascontiguousarray(values), names, offsets, metadata))
 
 # %% ../../nbs/01_data.sequences.ipynb #8f71b9eb
+def take_rows(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    "The columns `rows` (positions or a mask) of `values` `[channels, …]`, copied; in a file if `values` is in one."
+    if not is_in_file(values): return values[:, rows]
+    rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+    taken = empty_beside(values, (len(values), len(rows)), values.dtype)
+    for own, channel in zip(taken, values): own[:] = channel[rows]
+    return taken
+
 def take(table: SequenceTable, index) -> SequenceTable:
     "The sequences `index` (int positions or a bool mask), in that order."
     index = np.asarray(index)
     index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-    return SequenceTable(table.values[:, rows_of(table.offsets, index)], table.names, offsets_of(table.lengths[index]),
+    values = take_rows(table.values, rows_of(table.offsets, index))
+    return SequenceTable(values, table.names, offsets_of(table.lengths[index]),
                          {key: values[index] for key, values in table.meta.items()}, table.findings)
 
 def slice_sequences(table: SequenceTable, start: int, stop: int) -> SequenceTable:
@@ -182,8 +192,9 @@ def concat(tables: Iterable[SequenceTable]) -> SequenceTable:
     if any(set(table.names) != set(names) for table in tables):
         raise UserError("Tables with different channels cannot be joined.")
     keys = [key for key in tables[0].meta if all(key in table.meta for table in tables)]
-    values = np.concatenate([table.channels(names) for table in tables], axis=1)
     offsets = offsets_of(np.concatenate([table.lengths for table in tables]))
+    values = empty_beside(tables[0].values, (len(names), offsets[-1]), np.result_type(*(t.values for t in tables)))
+    for name, row in zip(names, values): np.concatenate([table.channel(name) for table in tables], out=row)
     return SequenceTable(values, names, offsets,
                          {key: np.concatenate([table.meta[key] for table in tables]) for key in keys})
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..schema import DEMOGRAPHICS
+from ..scratch import Room, empty_in, scratch_array
 from .assemble import assemble
 from .csv_files import COUNTED, SURROGATE, UTF8_HINT, csv_batches, is_number
 from .foreign import foreign_table
@@ -100,9 +101,9 @@ def _fill_readings(location: FileLocation, batch, channels: list[str], row: int,
         raise location.error(f"{out[k, i]} is no reading of a sensor", row + i, channels[k], hint)
 
 # %% ../../nbs/11_data.tidy.ipynb #342f6955
-def _side_by_side(blocks: list[np.ndarray], rows: int) -> np.ndarray:
+def _side_by_side(blocks: list[np.ndarray], rows: int, room: Room | None) -> np.ndarray:
     "Blocks `[channels, …]` as one float32 array `[channels, rows]`; each is freed once it is copied."
-    values, start = np.empty((len(blocks[0]), rows), np.float32), 0
+    values, start = empty_in(room, (len(blocks[0]), rows)), 0
     for k, block in enumerate(blocks):
         values[:, start:start + block.shape[1]] = block
         start += block.shape[1]
@@ -115,14 +116,15 @@ def _gather(
     batches,
     channels: list[str],
     rows: int | None = None,   # how many there are; if that is known, nothing is copied twice
+    room: Room | None = None,  # None: the readings are kept in memory
 ) -> tuple[np.ndarray, "pa.Table"]:
     "(float32 `[channels, rows]`, the other columns as an Arrow table)."
     import pyarrow as pa
-    values = None if rows is None else np.empty((len(channels), rows), np.float32)
+    values = None if rows is None else empty_in(room, (len(channels), rows))
     blocks, rest, row, is_channel = [], [], 0, set(channels)
     for batch in batches:
         stop = row + batch.num_rows
-        block = np.empty((len(channels), batch.num_rows), np.float32) if values is None else values[:, row:stop]
+        block = _new_block(room, len(channels), row, stop) if values is None else values[:, row:stop]
         _fill_readings(location, batch, channels, row, block)
         if values is None: blocks.append(block)
         rest.append(pa.table({name: batch.column(name) for name in batch.schema.names if name not in is_channel}))
@@ -130,7 +132,13 @@ def _gather(
     if not row:
         message = "there are no rows below the header" if location.lines else "there are no rows"
         raise location.error(message, hint="Choose a file with recordings in it.")
-    return _side_by_side(blocks, row) if values is None else values, pa.concat_tables(rest)
+    return _side_by_side(blocks, row, room) if values is None else values, pa.concat_tables(rest)
+
+def _new_block(room: Room | None, channels: int, start: int, stop: int) -> np.ndarray:
+    "float32 `[channels, stop - start]`: in memory as long as the rows up to `stop` are not too many for that."
+    shape = channels, stop - start
+    if room is None or 4 * channels * stop <= room.most: return np.empty(shape, np.float32)
+    return scratch_array(room.folder, shape)
 
 # %% ../../nbs/11_data.tidy.ipynb #b1cf63c4
 def table_from_batches(
@@ -140,9 +148,10 @@ def table_from_batches(
     reading: Reading = Reading(),   # how the columns are understood
     rows: int | None = None,        # how many rows there are, if that is known
     whole: bool = True,             # these are all rows of the source
+    room: Room | None = None,       # None: the readings are kept in memory
 ) -> SequenceTable:
     "The table of a file's record batches. `UserError` for the first mistake in them."
-    values, rest = _gather(location, batches, channels, rows)
+    values, rest = _gather(location, batches, channels, rows, room)
     return assemble(location, values, channels, rest, reading, whole)
 
 # %% ../../nbs/11_data.tidy.ipynb #4adfa6d9
@@ -281,10 +290,10 @@ def parse_numbers(table: SequenceTable, decimal: str = ".") -> SequenceTable:
     return table
 
 # %% ../../nbs/11_data.tidy.ipynb #91d36534
-def read_source(source: Source, kind: str = "file", reporter=None) -> SequenceTable:
+def read_source(source: Source, kind: str = "file", reporter=None, room: Room | None = None) -> SequenceTable:
     "All sequences of a source in the units of this program, with what was found."
     batches = source.batches(reporter)
-    table = table_from_batches(source.location, batches, source.channels, source.reading, source.rows)
+    table = table_from_batches(source.location, batches, source.channels, source.reading, source.rows, room=room)
     table = with_findings(parse_numbers(table, source.location.form.decimal), source, kind)
     if reporter is not None:
         for sentence in table.findings["repairs"]: reporter.say(sentence)
@@ -308,6 +317,7 @@ def read_tidy(
     reporter=None,                  # shows progress, and hears what was assumed and repaired
     options: ReadOptions | None = None,  # what is stated about the file
     to_predict: bool = False,       # people and labels may be missing
+    room: Room | None = None,       # None: the readings are kept in memory
 ) -> SequenceTable:
     "The sequences of one tidy file. Raises `UserError` for whatever is wrong with it."
-    return read_source(open_source(Path(path), options or ReadOptions(), to_predict), "file", reporter)
+    return read_source(open_source(Path(path), options or ReadOptions(), to_predict), "file", reporter, room)

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..config import UserError
 from ..data.sequences import SequenceTable, blocks, offsets_of, slice_sequences
+from ..scratch import empty_beside, is_in_file
 from ..sensors import SENSORS, Sensor, sensors
 from .frames import FrameFeatures, FrameSettings
 from .grids import GridSums, grid_features, grid_sums, quantise_distances
@@ -240,11 +241,21 @@ def _apply(table: SequenceTable, change: ChannelMap, which) -> SequenceTable:
     positions = {c: i for i, c in enumerate(table.names)}
     source = np.array([positions.get(change.source.get(c, c), i) for i, c in enumerate(table.names)])
     sign = np.array([change.sign.get(c, 1) for c in table.names], np.float32)[:, None]
+    if is_in_file(table.values): return replace(table, values=_moved_one_by_one(table, source, sign[:, 0], which))
     moved = table.values[source]
     moved *= sign
     if which is None or np.all(which): return replace(table, values=moved)
     rows = np.repeat(np.asarray(which, bool), table.lengths)
     return replace(table, values=np.where(rows, moved, table.values))
+
+def _moved_one_by_one(table: SequenceTable, source: np.ndarray, sign: np.ndarray, which) -> np.ndarray:
+    "The changed channels, one after the other, of a table whose readings are in a file."
+    values, rows = table.values, None if which is None else np.repeat(np.asarray(which, bool), table.lengths)
+    moved = empty_beside(values, values.shape)
+    for own, old, i, factor in zip(moved, values, source, sign):
+        changed = values[i] * factor
+        own[:] = changed if rows is None else np.where(rows, changed, old)
+    return moved
 
 # %% ../../nbs/23_features.compute.ipynb #23a00010
 def _sources_after_swaps(sensor: Sensor, swaps, cell_order=None) -> dict[str, str]:

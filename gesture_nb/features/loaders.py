@@ -43,6 +43,7 @@ from gesture_nb.features.lost_workers import (  # noqa: F401 (re-exported)
 )
 
 from .frames import FrameFeatures
+from .order import BlockShuffle, epoch_order
 from .views import View, choose_view, gather_windows, phase_labels  # noqa: F401 (re-exported)
 
 # %% ../../nbs/27_features.loaders.ipynb #7a1c0de6
@@ -58,7 +59,9 @@ class SequenceDataset(Dataset):
         view: View,                                   # how sequences are cut or resampled to one length
         labels: dict[str, np.ndarray] | None = None,  # name → int64 [m]: 'y', and more where known
         starts: np.ndarray | None = None,             # int64 [m]: rows before the gesture itself, -1 unknown
+        mixing: BlockShuffle | None = None,           # how positions are shuffled, if in blocks
     ):
+        self.mixing = mixing
         self.frames, self.index, self.view = frames, np.asarray(index, np.int64), view
         self.labels = {k: np.asarray(v, np.int64) for k, v in (labels or {}).items() if v is not None}
         self.starts = None if starts is None else np.asarray(starts, np.int64)
@@ -86,8 +89,9 @@ class BatchOrder(Sampler):
         batch_size: int,       # sequences a batch, at most
         shuffle: bool = False,
         seed: int = 0,
+        mixing: BlockShuffle | None = None,   # None: all are shuffled at once
     ):
-        self.n, self.size, self.shuffle, self.seed = n, batch_size, shuffle, seed
+        self.n, self.size, self.shuffle, self.seed, self.mixing = n, batch_size, shuffle, seed, mixing
         self.epoch = self.first = 0
         self.in_place = None
 
@@ -102,7 +106,7 @@ class BatchOrder(Sampler):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         order = np.arange(self.n)
-        if self.shuffle: order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+        if self.shuffle: order = epoch_order(self.n, self.seed, self.epoch, self.mixing)
         if self.in_place is not None: order = self.in_place[order]
         yield from np.array_split(order, len(self))[self.first:]
 
@@ -220,8 +224,8 @@ def make_loader(
     if workers:
         options = {"persistent_workers": persistent, "prefetch_factor": PREFETCH, "collate_fn": pack,
                    "multiprocessing_context": start_method, "worker_init_fn": ignore_interrupts}
-    return Loader(dataset, batch_size=None, sampler=BatchOrder(len(dataset), batch_size, shuffle, seed),
-                  num_workers=workers, pin_memory=torch.cuda.is_available(),
+    order = BatchOrder(len(dataset), batch_size, shuffle, seed, dataset.mixing)
+    return Loader(dataset, batch_size=None, sampler=order, num_workers=workers, pin_memory=torch.cuda.is_available(),
                   generator=torch.Generator().manual_seed(seed), **options)
 
 # %% ../../nbs/27_features.loaders.ipynb #1e0bbe71

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'VALUES', 'GRIDS', 'INDEX', 'MAX_STORE', 'KINDS', 'HEADER_SHAPE', 'Store', 'check_parquet',
-           'digest_of', 'record_writer', 'read_record', 'size_and_time', 'write_store', 'find_fault_of_header', 'load']
+           'digest_of', 'record_writer', 'read_record', 'RawFile', 'size_and_time', 'write_store',
+           'find_fault_of_header', 'load']
 
 # %% ../../nbs/24_features.record.ipynb #24b00002
 import errno
@@ -142,7 +143,7 @@ def _from_arrow(group: "pa.Table", metadata: dict[str, object]) -> FrameFeatures
     return FrameFeatures(values, tuple(names), offsets, masks, column("rate_hz")[starts], grids)
 
 # %% ../../nbs/24_features.record.ipynb #3c994130
-class _RawFile:
+class RawFile:
     "A file of raw numbers whose SHA-256 is computed while it is written."
     def __init__(self, path): self.file, self.sha = open(path, "wb"), hashlib.sha256()
     def add(self, array) -> None:
@@ -169,7 +170,7 @@ class _Writer:
         "Opens the files, which depend on the features of the first block."
         self.first = block
         kinds = [VALUES] if block.grids is None else [VALUES, GRIDS]
-        self.raw = {kind: _RawFile(self.paths[kind]) for kind in kinds}
+        self.raw = {kind: RawFile(self.paths[kind]) for kind in kinds}
         if RECORD not in self.paths: return
         self.schema = _schema(self.store, block.names, block.masks, self.n_grids)
         self.record = record_writer(self.paths[RECORD], self.schema)

@@ -7,7 +7,6 @@ __all__ = ['table_fingerprint', 'frames_identity', 'find_damage', 'load_or_build
 
 # %% ../../nbs/24_features.store.ipynb #9a8f59a7
 import errno
-import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,16 +18,13 @@ import numpy as np
 
 from ..artifacts import (
     DamagedError,
-    atomic_path,
     check_lock,
     fingerprint,
     make_folder,
     read_json,
-    read_sealed,
-    write_sealed,
 )
 from ..config import Settings, UserError
-from ..data.sequences import SequenceTable, blocks, slice_sequences
+from ..data.sequences import SequenceTable, blocks, concat, offsets_of, slice_sequences
 from ..files import OutOfMemoryError, kind_of, raise_if_memory
 from ..progress import Quiet, Reporter
 from ..sensors import sensors
@@ -41,16 +37,15 @@ from .record import (
     RECORD,
     VALUES,
     Store,
-    check_parquet,
     digest_of,
     find_fault_of_header,
     load,
     read_record,
-    record_writer,
     size_and_time,
     write_store,
 )
-from .summary import SUMMARIES_VERSION, Summaries, summarise
+from .summary import SUMMARIES_VERSION, Summaries, summarise, summary_blocks
+from .summary_files import read_summaries, write_summaries
 
 # %% ../../nbs/24_features.store.ipynb #65be4764
 def table_fingerprint(table: SequenceTable) -> str:
@@ -180,6 +175,7 @@ def load_or_build(
     physics: FrameSettings = FrameSettings(),
     verify: bool = False,                # compare full checksums instead of sizes and times
     block_rows: int = 30_000,            # rows at a time: bounds the memory, changes no byte
+    more: tuple[SequenceTable, ...] = (),   # tables that follow, as if all were one
 ) -> FrameFeatures:
     """The frame features of a table, from the store if it is current, else computed and stored.
 
@@ -187,17 +183,22 @@ def load_or_build(
     """
     every, reporter = (settings or Settings()).feature_log_every, reporter or Quiet()
     whole = isinstance(table, SequenceTable)
-    if folder is None: return frame_features(table, physics)
-    if source is None and not whole:
+    if folder is None: return frame_features(concat([table, *more]) if more else table, physics)
+    if source is None and not (whole and not more):
         raise UserError("Features of streamed data need `source`, the fingerprint of that data.")
-    rows = fingerprint(list(table.names), table.offsets, sample_rates(table)) if whole else "streamed"
-    channels = table.names if whole else None
+    rows, channels = _rows_fingerprint((table, *more)) if whole else "streamed", table.names if whole else None
     store = Store(Path(folder), frames_identity(source or table_fingerprint(table), rows, physics, channels))
-    origin = _Source((lambda: [table]) if whole else table, len(table) if whole else None, physics, block_rows)
+    total = sum(map(len, (table, *more))) if whole else None
+    origin = _Source((lambda: (table, *more)) if whole else table, total, physics, block_rows)
     try: return _load_or_build(store, origin, reporter, every, verify)
     except UserError as e:
         if not (_read_only(e) and whole): raise
-        return _in_memory(table, folder, reporter, every, physics)
+        return _in_memory(concat([table, *more]) if more else table, folder, reporter, every, physics)
+
+def _rows_fingerprint(tables: tuple[SequenceTable, ...]) -> str:
+    "A hash of the boundaries and rates of tables, one after the other."
+    offsets, rates = offsets_of(np.concatenate([t.lengths for t in tables])), [sample_rates(t) for t in tables]
+    return fingerprint(list(tables[0].names), offsets, np.concatenate(rates))
 
 def _load_or_build(store: Store, source: _Source, reporter: Reporter, every: int, verify: bool) -> FrameFeatures:
     "The features of an undamaged store, which is built first if there is none."
@@ -229,38 +230,11 @@ def _summaries_identity(frames: FrameFeatures, duration: bool) -> dict[str, obje
     added = {s.name: s.summary for s in sensors() if s.features is None and s.name in groups}
     return identity | {"sensors": added} if added else identity
 
-# %% ../../nbs/24_features.store.ipynb #24a00004
-def _read_summaries(store: Store) -> Summaries:
-    "The summaries of an undamaged file. `OSError`, `ValueError` or `KeyError` if they cannot be used."
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    seal = read_sealed(store.header, {"fingerprint": str, "sha256": str})
-    check_parquet(store.record)
-    digest = digest_of(store.record)
-    if seal["fingerprint"] != store.fingerprint: raise ValueError("the feature version has changed since")
-    if seal["sha256"] != digest: raise DamagedError("its checksum does not fit")
-    # by its path: after reading from memory, PyArrow's threads can end the whole process at its exit
-    t = pq.read_table(store.record)
-    if t.num_columns == 0 or any(c.type != pa.float32() or c.null_count for c in t.columns):
-        raise DamagedError("it holds no table of numbers")
-    return Summaries(np.stack([c.to_numpy() for c in t.columns], axis=1), tuple(t.column_names))
-
-def _write_summaries(store: Store, summaries: Summaries) -> None:
-    "Writes the Parquet file, then its checksum."
-    import pyarrow as pa
-    metadata = {"identity": store.identity, "fingerprint": store.fingerprint}
-    schema = pa.schema([(name, pa.float32()) for name in summaries.names],
-                       metadata={"gesture_nb": json.dumps(metadata, sort_keys=True)})
-    arrays = [pa.array(c) for c in np.ascontiguousarray(summaries.values.T)]
-    with atomic_path(store.record) as path, record_writer(path, schema) as w:
-        w.write_table(pa.Table.from_arrays(arrays, schema=schema))
-    write_sealed(store.header, {"fingerprint": store.fingerprint, "sha256": digest_of(store.record)})
-
 # %% ../../nbs/24_features.store.ipynb #24a00005
 def _try_summaries(store: Store) -> tuple[Summaries | None, str]:
     "(the stored summaries, or None; why there are none, '' if there are)."
-    if not kind_of(store.record): return None, "there are none yet"
-    try: return _read_summaries(store), ""
+    if not any(kind_of(store.path(suffix)) for suffix in (RECORD, VALUES)): return None, "there are none yet"
+    try: return read_summaries(store), ""
     except (OSError, ValueError, KeyError, MemoryError) as e:
         raise_if_memory(e, store.record)
         return None, f"{store.record.name} cannot be used ({str(e).splitlines()[0]})"
@@ -274,8 +248,8 @@ def _build_summaries(store: Store, frames: FrameFeatures, duration: bool, report
             stored, reason = _try_summaries(store)
             if stored: return stored
             with reporter.task(f"Summaries are computed: {reason}", len(frames), every=every) as task:
-                computed = summarise(frames, duration, advance=task.advance)
-            _write_summaries(store, computed)
+                blocks_of_rows = summary_blocks(frames, duration, advance=task.advance)
+                computed = write_summaries(store, blocks_of_rows, len(frames))
     except UserError as e:
         if not _read_only(e): raise
         reporter.say(f"Warning: {Path(store.folder).name} cannot be written, so the summaries are kept in memory.")

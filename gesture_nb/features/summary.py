@@ -6,10 +6,11 @@
 __all__ = ['FULL', 'MOVING', 'BRIEF', 'TREATMENTS', 'BANDS', 'LAGS', 'QUANTILES', 'PARTS', 'TAIL_SECONDS', 'PAIRS',
            'SUMMARIES_VERSION', 'treatment_of', 'reduce_spans', 'pad_column', 'parts', 'moments', 'fft_sizes',
            'padded', 'quantiles', 'spectrum_features', 'memory_features', 'level_features', 'shape_features',
-           'correlations', 'present', 'Treatment', 'Pairs', 'Summaries', 'summarise']
+           'correlations', 'present', 'Treatment', 'Pairs', 'Summaries', 'summaries_from', 'summary_blocks',
+           'summarise']
 
 # %% ../../nbs/25_features.summary.ipynb #319930fe
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..data.sequences import blocks
 from ..sensors import BUILT_IN, masks_of_feature, sensor_of_feature, sensors
-from .frames import FrameFeatures
+from .frames import FrameFeatures, array_from, state_of
 
 # %% ../../nbs/25_features.summary.ipynb #4751074b
 def _names(template: str, *values) -> tuple[str, ...]:
@@ -323,6 +324,12 @@ class Summaries(NamedTuple):
     values: np.ndarray        # float32 [n, K]; NaN where a sensor is missing
     names: tuple[str, ...]    # 'feature:statistic', 'feature~feature' for correlations, 'duration'
 
+    def __reduce__(self): return summaries_from, (state_of(self.values), self.names)   # a map goes by its file
+
+def summaries_from(state, names: tuple[str, ...]) -> "Summaries":
+    "The summaries of what was pickled."
+    return Summaries(array_from(state), names)
+
 # %% ../../nbs/25_features.summary.ipynb #8289c1f0
 def _block(
     frames: FrameFeatures,
@@ -350,19 +357,26 @@ def _block(
 # %% ../../nbs/25_features.summary.ipynb #2a8d59e6
 SUMMARIES_VERSION = 1   # raise it with every change of a result
 
-def summarise(
+def summary_blocks(
     frames: FrameFeatures,
     duration: bool = True,    # length in seconds as a feature: leave it out where it gives the label away
     block_rows: int = 6000,   # rows at a time; any number gives the same bytes
     advance: Callable[[int], object] = lambda n: None,   # called with the number of sequences after each block
+) -> Iterator[Summaries]:
+    "The summaries of consecutive sequences, block by block."
+    known, seconds = present(frames, frames.names), (frames.lengths / frames.rate_hz).astype(np.float32)
+    for a, b in blocks(frames.offsets, block_rows):
+        values, names = _block(frames, a, b, known)
+        if duration: values, names = np.concatenate([values, seconds[a:b, None]], axis=1), (*names, "duration")
+        yield Summaries(values, names)
+        advance(b - a)
+
+def summarise(
+    frames: FrameFeatures,
+    duration: bool = True,    # as for `summary_blocks`
+    block_rows: int = 6000,
+    advance: Callable[[int], object] = lambda n: None,
 ) -> Summaries:
     "One row of statistics for each sequence."
-    known = present(frames, frames.names)
-    done = []
-    for a, b in blocks(frames.offsets, block_rows):
-        done.append(_block(frames, a, b, known))
-        advance(b - a)
-    values, names = np.concatenate([block.values for block in done]), done[0].names
-    if not duration: return Summaries(values, names)
-    seconds = (frames.lengths / frames.rate_hz).astype(np.float32)
-    return Summaries(np.concatenate([values, seconds[:, None]], axis=1), names + ("duration",))
+    done = list(summary_blocks(frames, duration, block_rows, advance))
+    return Summaries(np.concatenate([block.values for block in done]), done[0].names)

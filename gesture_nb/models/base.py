@@ -25,6 +25,7 @@ from ..features.mirror import mirrored_frames
 from ..features.shifted import shifted_summaries
 from ..features.summary import Summaries, summarise
 from ..features.wearer import shift_frames
+from .spaces import Dimension
 
 # %% ../../nbs/40_models.base.ipynb #a51c0002
 @dataclass(frozen=True)
@@ -270,6 +271,16 @@ class Member(ABC):
     @abstractmethod
     def load(cls, folder: Path) -> "Member":
         "The member that `save` wrote. Raises `UserError` naming the file that is damaged."
+
+    @classmethod
+    def search_space(cls, preset: str) -> dict[str, Dimension]:
+        "What a search may vary and a preset file may state, by name, with the preset's own values; default: nothing."
+        return {}
+
+    @property
+    def stated(self) -> dict[str, object]:
+        "The values of its search space that a preset file states, by name."
+        return self.settings.values_of(self.name)
 
     @classmethod
     def check_process(cls) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from ..artifacts import read_arrays, read_json, write_arrays, write_json
 from ..config import Settings, UserError, disable_components
 from ..control import StopSignal
+from ..features.order import shuffle_for, shuffle_record
 from ..features.views import View, choose_view
 from ..progress import Quiet
 from .base import (
@@ -33,6 +34,7 @@ from .kernels import one_torch_thread
 from .quiet_tensorflow import check_keras, quiet_stderr
 from .recurrent_layers import (
     RECIPES,
+    SPACE,
     NetShape,
     SequenceRecipe,
     engine,
@@ -43,6 +45,7 @@ from .recurrent_layers import (
     state_from_arrays,
     state_to_arrays,
 )
+from .spaces import Dimension, around, with_values
 from .training_loop import (
     Curves,
     EpochProgress,
@@ -161,7 +164,7 @@ class KerasMember(Member):
     Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation",
     EMNLP 2014: the gated recurrent unit.
     """
-    name, title, version = "keras", "Keras", 2
+    name, title, version = "keras", "Keras", 3
     libraries = ("tensorflow", "keras", "torch")
     components = ("mixup", "cutmix", "align", "stretch", "shift", "turn", "heading", "scale", "noise", "drop", "mirror",
                   "view", "ema")
@@ -171,16 +174,21 @@ class KerasMember(Member):
     def __init__(self, settings: Settings | None = None, seed: int = 0, fold: int = 0,
                  recipe: SequenceRecipe | None = None):
         super().__init__(settings, seed, fold)
-        self.recipe = disable_components(recipe or RECIPES[self.settings.preset], self.settings.disable)
+        recipe = recipe or with_values(RECIPES[self.settings.preset], self.stated)
+        self.recipe = disable_components(recipe, self.settings.disable)
         self.shape = self.weights = None
 
     @classmethod
     def check_process(cls) -> None: check_keras()
 
+    @classmethod
+    def search_space(cls, preset: str) -> dict[str, Dimension]: return around(RECIPES[preset], SPACE)
+
     def hyperparameters(self, train: Batch) -> dict:
         "The schedule, the recipe, and the options of the fold."
         schedule = make_schedule(self.recipe, self.settings, len(train))
-        return schedule._asdict() | {"recipe": asdict(self.recipe), "options": asdict(train.options)}
+        known = {"recipe": asdict(self.recipe), "options": asdict(train.options)}
+        return schedule._asdict() | known | shuffle_record(shuffle_for(train.frames, self.settings.memory_gb))
 
     def fit(self, train: Batch, *, inner_split=None, reporter=None, checkpoint=None, stop=None) -> dict:
         "Learns from all of `train`; some people of the inner split's check part join later (`Curves`)."
@@ -216,7 +224,8 @@ class KerasMember(Member):
         "The sequences of a batch as the net reads them: a `SequenceDataset`."
         from gesture_nb.features.loaders import SequenceDataset
         if not labelled: return SequenceDataset(batch.frames, batch.index, self.view)
-        return SequenceDataset(batch.frames, batch.index, self.view, {"y": batch.y}, batch.starts)
+        mixing = shuffle_for(batch.frames, self.settings.memory_gb)
+        return SequenceDataset(batch.frames, batch.index, self.view, {"y": batch.y}, batch.starts, mixing)
 
     def predict_outputs(self, batch: Batch) -> Outputs:
         "Probabilities of the classes, `PREDICTED_AT_ONCE` sequences at a time."

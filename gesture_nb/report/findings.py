@@ -63,7 +63,10 @@ TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "score": "competition 
 
 _VALUE = {"value": float, "low": float, "high": float}
 _RESULT = {"score?": _VALUE, "macro_f1": _VALUE, "accuracy": _VALUE, "per_class": {str: {"value": float}}}
-_EVALUATION = {"scenarios": {str: {"members": {str: _RESULT}, "ensemble": _RESULT}}, "classes": [str]}
+_PROTOCOL = {"ensemble": {"score?": _VALUE, "macro_f1": _VALUE, "accuracy": _VALUE}, "orders": {"n": int}}
+_SCENARIO = {"members": {str: _RESULT}, "ensemble": _RESULT,
+             "adapted?": {"as_they_come": _PROTOCOL, "all_at_once": _PROTOCOL}}
+_EVALUATION = {"scenarios": {str: _SCENARIO}, "classes": [str]}
 _EFFECT = {"on": float, "off": float, "effect": float, "low": float, "high": float, "metric": str}
 _SHAPES = {
     "evaluation.json": {"of": str, "found": _EVALUATION},
@@ -79,6 +82,9 @@ def _check_scenarios(found: dict, path: Path) -> None:
     scenarios = found["scenarios"]
     about = [({*result["members"]}, *({*entry} for entry in (result["ensemble"], *result["members"].values())),
               {*result["ensemble"]["per_class"]}) for result in scenarios.values()]
+    for result in scenarios.values():
+        known = {*result["ensemble"]} & {*TITLES}
+        if any(known - {*found["ensemble"]} for found in result.get("adapted", {}).values()): about.append(None)
     if "all" in scenarios and all(a == about[0] for a in about) and about[0][-1] == {*found["classes"]}: return
     raise DamagedError(f"{path} is not as this program writes it: its scenarios do not tell of the same members. "
                        "Remove it, and make it again with `gesture-nb evaluate`.")

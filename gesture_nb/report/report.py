@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCENARIOS', 'metric_names', 'head_section', 'members_section', 'gestures_section', 'people_section',
-           'class_numbers', 'mistakes_table', 'sensors_section', 'ablation_section', 'gateway_section',
-           'recordings_section', 'config_section', 'write_report', 'TITLES', 'CurvePair', 'MemberHistory',
-           'Predictions', 'curve_pairs', 'learning_curves_figure', 'read_findings', 'read_histories', 'read_optional',
-           'read_predictions', 'series_of']
+           'class_numbers', 'mistakes_table', 'adapted_table', 'sensors_section', 'ablation_section',
+           'gateway_section', 'recordings_section', 'config_section', 'write_report', 'TITLES', 'CurvePair',
+           'MemberHistory', 'Predictions', 'curve_pairs', 'learning_curves_figure', 'read_findings', 'read_histories',
+           'read_optional', 'read_predictions', 'series_of']
 
 # %% ../../nbs/82_report.report.ipynb #157c9340
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..files import kind_of
 from ..isolation import isolated
 from ..show import MAX_NAMED, confusion, png
 from ..text import count_of, html_text
+from ..training.adaptation import TITLES as PROTOCOL_TITLES
 from ..training.results import read_config, read_metrics, read_oof
 from .findings import (
     TITLES,
@@ -178,6 +179,26 @@ def mistakes_table(
 SCENARIOS = {"all": "all sensors", "imu": "IMU only", "half": "half IMU only", "no_rot": "no rotation",
              "acc": "accelerometer only"}
 
+def adapted_table(
+    scenarios: dict[str, dict],   # title → its part of `evaluation.json`
+    metric: str,
+    people: str,                  # what intervals are over
+) -> str:
+    "What the wearer's other recordings are worth in each scenario; '' if that was not scored."
+    rows = []
+    for title, result in scenarios.items():
+        if "adapted" not in result: continue
+        cells, orders = [result["ensemble"][metric]["value"]], result["adapted"]["as_they_come"]["orders"]["n"]
+        for protocol in ("as_they_come", "all_at_once"):
+            found = result["adapted"][protocol]["ensemble"][metric]
+            cells += [found["value"], f"{found['low']:.3f} – {found['high']:.3f}"]
+        rows.append((title, *cells, orders))
+    if not rows: return ""
+    alone, as_they_come, all_at_once = PROTOCOL_TITLES.values()
+    interval = f"95 % over {people}"
+    head = ("scenario", alone, as_they_come, interval, all_at_once, interval, "orders")
+    return table("The ensemble with the wearer's other recordings, which miss the same sensors", head, rows)
+
 def sensors_section(findings: dict) -> str:
     "Scores with sensors missing, and F1 of each class in each of these scenarios; '' if there are none."
     if not findings: return ""
@@ -196,9 +217,9 @@ def sensors_section(findings: dict) -> str:
         by_class.append((name, *f1))
     of = "of what was held out" if findings.get("note") else "of people never seen"
     caption = f"{_title(metric)} {of}, with sensors removed"
-    interval = f"95 % over {_held_out(findings)[1]}"
-    head = ("scenario", "ensemble", interval, *complete["members"])
-    return section("Missing sensors", table(caption, head, rows),
+    people = _held_out(findings)[1]
+    head = ("scenario", "ensemble", f"95 % over {people}", *complete["members"])
+    return section("Missing sensors", table(caption, head, rows), adapted_table(scenarios, metric, people),
                    folded("By gesture", table("F1 of the ensemble", ("gesture", *scenarios), by_class)))
 
 # %% ../../nbs/82_report.report.ipynb #979d83f7

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..config import Settings, UserError, setting_fields
+from ..presets import preset_value
 from .gateway import COMPETITION
 
 # %% ../../nbs/76_serving.kernel.ipynb #79f2546f
@@ -75,7 +76,8 @@ def _setting_lines(name: str, settings: Settings, is_set: bool) -> list[str]:
     "What a setting means, and the line that sets it, in a comment unless it is set."
     field, mark = setting_fields()[name], "" if is_set else "# "
     meaning = textwrap.wrap(field.help, 110, initial_indent="    # ", subsequent_indent="    # ")
-    return [*meaning, f"    {mark}{name}={_plain(getattr(settings, name))!r},"]
+    value = preset_value(settings) if name == "preset" else _plain(getattr(settings, name))   # a file does not travel
+    return [*meaning, f"    {mark}{name}={value!r},"]
 
 def settings_cell(
     mode: str,

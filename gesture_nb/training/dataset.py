@@ -28,6 +28,7 @@ from ..features.wearer import Reference
 from ..models.base import Batch, FoldOptions
 from ..schema import OPENINGS, ORIENTATIONS
 from .decision import check_decision
+from .memory import plan_memory
 from .orientation import FlipRepairs, find_flips, should_find_flips, with_flipped_copies
 from .out_of_fold import arrival_order
 
@@ -133,10 +134,11 @@ def features_of(
     reporter,
     source: str,           # fingerprint of the table's data
     verify: bool = True,   # compare full checksums of stored features, not only sizes and times
+    more: tuple[SequenceTable, ...] = (),   # tables that follow
 ) -> Features:
     "Frame features and summaries of a table, from the store where they are current, else computed and stored."
     folder = store_folder(settings)
-    frames = load_or_build(table, folder, settings, reporter, source=source, verify=verify)
+    frames = load_or_build(table, folder, settings, reporter, source=source, verify=verify, more=more)
     return Features(frames, load_or_build_summaries(frames, folder, settings, reporter, source=source))
 
 # %% ../../nbs/62_training.dataset.ipynb #62a0d008
@@ -185,9 +187,9 @@ def make_dataset(
     note = scope_note(table.meta["subject"], FoldGroups(groups, kind), fold, tuple(table.meta))
     for line in ([note] if note else []) + fold_warnings(groups, y, fold, classes, kind): reporter.say(line)
     flips = find_repairs(table, y, fold, classes, settings, reporter)
-    all_rows, row_of_fold = with_flipped_copies(table, flips.turned) if flips else (table, None)
-    all_source = source if all_rows is table else fingerprint(source, row_of_fold)
-    frames, summaries = features_of(all_rows, settings, reporter, all_source)
+    (_, *more), row_of_fold = with_flipped_copies(table, flips.turned) if flips else ((table,), None)
+    all_source = fingerprint(source, row_of_fold) if more else source
+    frames, summaries = features_of(table, settings, reporter, all_source, more=tuple(more))
     return Dataset(table, frames, summaries, tuple(classes.tolist()), y.astype(np.int64), fold, source,
                    extra_labels(table), table.meta.get("gesture_start"), flips, row_of_fold,
                    groups=None if kind == "subject" else groups, note=note,
@@ -199,8 +201,11 @@ def load_dataset(settings: Settings, reporter) -> Dataset:
     reporter.say("Loading training data")
     reporter.event("side_effect", what="load")
     source = source_fingerprint(settings.data, store_folder(settings), read_options(settings))
-    table = read_table(settings.data, settings, reporter)
+    memory = plan_memory(settings)
+    table = read_table(settings.data, settings, reporter, room=memory.room(store_folder(settings)))
+    if where := memory.line(table): reporter.say(where)
     understood = understand(table)
     for line in understood.lines_besides_repairs(): reporter.say(line)
-    reading = {"stated": read_options(settings).stated, "understood": understood.as_json()}
+    reading = {"stated": read_options(settings).stated, "understood": understood.as_json(),
+               "memory": memory.decided(table)}
     return replace(make_dataset(table, source, settings, reporter), reading=reading)

@@ -18,6 +18,7 @@ from ..config import Settings, UserError
 from ..features.compute import FRAMES_VERSION
 from ..features.summary import SUMMARIES_VERSION
 from ..models.base import Batch, Member
+from ..presets import preset_value
 from ..sensors import BUILT_IN, SENSORS, sensor_of
 
 # %% ../../nbs/61_training.identity.ipynb #43ea90ac
@@ -41,6 +42,7 @@ def identity(
 ) -> dict:
     "Everything that the results of all units depend on: settings, data, folds, classes, names of features, versions."
     record = {name: getattr(settings, name) for name in IDENTITY_SETTINGS}
+    if settings.preset_values: record |= flatten(preset_value(settings)["members"], "preset.")
     if settings.disable: record["without"] = settings.disable
     if dataset.flips: record["flip"] = fingerprint(dataset.row_of_fold)
     record["data"] = dataset.source

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import UserError
-from ..data.sequences import SequenceTable, concat, take
+from ..data.sequences import SequenceTable, take
 from ..evaluation.decode import follows_design
 from ..evaluation.flip import (
     FlipDetector,
@@ -118,20 +118,20 @@ def find_flips(
 # %% ../../nbs/65_training.orientation.ipynb #65a0b004
 class FlippedCopies(NamedTuple):
     "Sequences as recorded and turned back, and which of both each fold uses."
-    table: SequenceTable      # the table, followed by turned-back copies of the sequences that any fold turns
-    row_of_fold: np.ndarray   # int64 [folds, n]: the row of `table` that each fold uses for each sequence
+    tables: tuple[SequenceTable, ...]   # the table, then turned-back copies of the sequences that any fold turns
+    row_of_fold: np.ndarray   # int64 [folds, n]: the sequence of all tables that each fold uses for each sequence
 
 # %% ../../nbs/65_training.orientation.ipynb #53068ec2
 def with_flipped_copies(
     table: SequenceTable,
     turned: np.ndarray,       # bool [folds, n]
 ) -> FlippedCopies:
-    "The table with a turned-back copy of each sequence that counts as turned in some fold."
+    "The table, and a turned-back copy of each sequence that counts as turned in some fold."
     copied = np.flatnonzero(turned.any(0))
     row_of_fold = np.tile(np.arange(len(table)), (len(turned), 1))
-    if not len(copied): return FlippedCopies(table, row_of_fold)
+    if not len(copied): return FlippedCopies((table,), row_of_fold)
     row_of_fold[:, copied] = np.where(turned[:, copied], len(table) + np.arange(len(copied)), copied)
-    return FlippedCopies(concat([table, flip_upside_down(take(table, copied))]), row_of_fold)
+    return FlippedCopies((table, flip_upside_down(take(table, copied))), row_of_fold)
 
 # %% ../../nbs/65_training.orientation.ipynb #17189678
 def fix_held_out(

@@ -12,20 +12,25 @@ from pathlib import Path
 import numpy as np
 
 from ..artifacts import MANIFEST, check_results, read_arrays, read_manifest, write_arrays
-from ..data.sequences import SequenceTable
+from ..data.sequences import SequenceTable, blocks, slice_sequences
 from ..schema import ACC
 
 # %% ../../nbs/61_training.recordings.ipynb #81e6a80b
 def recording_fingerprints(table: SequenceTable) -> np.ndarray:
     "uint64 `[n]`: a hash of each sequence's acceleration, or of all channels where it has none; 0: no readings."
     names = ACC if set(ACC) <= set(table.names) else tuple(sorted(table.names))
+    key = ("" if names == ACC else " ".join(names)).encode()[:64]
+    found = [_digests(slice_sequences(table, a, b), names, key) for a, b in blocks(table.offsets, 100_000)]
+    return np.concatenate([np.zeros(0, np.uint64), *found])
+
+def _digests(table: SequenceTable, names: tuple[str, ...], key: bytes) -> np.ndarray:
+    "uint64 `[n]`: a hash of each sequence's readings of the channels `names`; 0: there are none."
     rows = np.ascontiguousarray(table.channels(names).T) + np.float32(0)   # -0 becomes 0
     rows[np.isnan(rows)] = np.nan                                          # NaN has many bit patterns
-    key = "" if names == ACC else " ".join(names)
     found = np.zeros(len(table), np.uint64)
     for i, (start, end) in enumerate(zip(table.offsets[:-1], table.offsets[1:])):
         if np.isnan(rows[start:end]).all(): continue
-        digest = hashlib.blake2b(rows[start:end].tobytes(), digest_size=8, key=key.encode()[:64])
+        digest = hashlib.blake2b(rows[start:end].tobytes(), digest_size=8, key=key)
         found[i] = int.from_bytes(digest.digest(), "little")
     return found
 

@@ -14,6 +14,7 @@ import numpy as np
 from ..artifacts import MANIFEST, write_json
 from ..config import Settings, active_members
 from ..control import StopSignal
+from ..executors.base import check_executor
 from ..isolation import isolated_run
 from ..models.base import training_size
 from ..models.registry import member_class
@@ -22,16 +23,10 @@ from .budget import Plan, TimeBudget, make_plan
 from .dataset import Dataset, load_dataset, make_batch
 from .decision import check_decision
 from .forecast import estimate_unit_seconds, format_forecast, slowdown
+from .gather import train_units
 from .identity import identity
 from .results import run_config, write_results
-from .units import (
-    Unit,
-    promote_members,
-    recover,
-    train_units,
-    training_folder,
-    units_to_train,
-)
+from .units import Unit, promote_members, recover, training_folder, units_to_train
 
 # %% ../../nbs/69_training.run.ipynb #ad2adc82
 def estimate_seconds(dataset: Dataset, settings: Settings) -> dict[str, float]:
@@ -85,7 +80,10 @@ def train(
     out = settings.output_path
     reporter.now("looking for an earlier run")
     recover(settings)
-    for name in active_members(settings): member_class(name).check_process()
+    check_executor(settings)
+    for name in active_members(settings):
+        member_class(name).check_process()
+        member_class(name)(settings)   # refuses settings that it cannot be trained with
     if dataset is None: dataset = load_dataset(settings, reporter)
     check_decision(settings.decision, dataset.classes)
     base = identity(dataset, settings)

@@ -1,0 +1,286 @@
+"""Units in several processes: the same bytes as in one, whatever is lost on the way."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import wait
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from test_resume import content, finish, start
+
+from gesture_nb.artifacts import MANIFEST, read_arrays, write_arrays
+from gesture_nb.config import read_settings
+from gesture_nb.errors import UserError
+from gesture_nb.executors import plan as planning
+from gesture_nb.executors.base import Job, JobError, LostUnitError, Signals, pack, perform, result_of
+from gesture_nb.executors.local import InProcess, Processes, worker_environment
+from gesture_nb.executors.plan import Machine, Need, make_plan, threads_of_unit
+from gesture_nb.executors.relay import Relay
+from gesture_nb.models.base import Member, Outputs
+from gesture_nb.models.registry import register_member
+from gesture_nb.progress import Quiet, Reporter
+from gesture_nb.registry import MEMBERS
+from gesture_nb.remaining import Remaining
+from gesture_nb.sinks import JsonlSink, Sink
+from gesture_nb.training.run import train
+
+SMALL = Need(threads=1, memory=1 << 20)
+TWO = make_plan(SMALL, Machine(cores=2, memory=1 << 30), units=4, separate=True)
+HERE = __name__
+
+
+class Ear(Sink):
+    def __init__(self):
+        self.lines, self.kinds = [], Counter()
+
+    def on_event(self, event):
+        self.kinds[event["kind"]] += 1
+        if event.get("text"):
+            self.lines.append(event["text"])
+
+
+# --- the plan
+
+
+@pytest.mark.parametrize(
+    ("need", "machine", "wanted", "width"),
+    [
+        (Need(2, 1 << 30), Machine(8, 64 << 30), None, 8),  # half of a unit's threads are busy
+        (Need(2, 1 << 30), Machine(8, 3 << 30), None, 3),
+        (Need(2, 1 << 30, processes=4), Machine(8, 64 << 30), None, 2),
+        (Need(8, 1 << 30), Machine(8, 64 << 30), 5, 2),
+        (Need(1, 1 << 30, gpus=0.5), Machine(8, 64 << 30, gpus=1), None, 2),
+        (Need(16, 9 << 30), Machine(1, 1 << 30), 3, 1),  # one unit is always trained
+    ],
+)
+def test_no_more_at_once_than_there_is_room_for(need, machine, wanted, width):
+    plan = make_plan(need, machine, 20, wanted, separate=True)
+    assert plan.width == width and plan.line().startswith(f"Training {width} unit")
+    assert (f"{wanted} were asked for" in plan.line()) == (wanted is not None and width < wanted)
+    assert make_plan(need, machine, 20, wanted).width == 1  # in this process
+
+
+def test_threads_do_not_follow_from_where_a_unit_is_trained():
+    assert threads_of_unit(8) == 8 and threads_of_unit(8, wanted=3) == 3 and threads_of_unit(96) == 16
+    assert worker_environment(TWO, 0)["OMP_NUM_THREADS"] == "1"
+
+
+def test_limits_of_containers_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "_available", lambda: 10_000)
+    monkeypatch.setattr(planning, "_cgroup_folders", lambda controller: iter([tmp_path]))
+    assert planning.free_memory() == 10_000
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 2500\n")
+    assert planning.free_memory() == 3500
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert planning.usable_cores() <= 2
+    (tmp_path / "memory.events").write_text("low 0\noom_kill 3\n")
+    assert planning.out_of_memory_kills() == 3
+
+
+# --- jobs
+
+
+def broken(shared, kind):
+    raise {"user": UserError("a sentence"), "memory": MemoryError("all of it"), "other": KeyError("x")}[kind]
+
+
+def ends(shared):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def waits_for_stop(shared, folder, token):
+    signals = Signals(Path(folder), token)
+    while not signals.stopped():
+        time.sleep(0.02)
+    return "saved"
+
+
+def test_errors_come_back_as_what_they_are():
+    for kind, error, text in (("user", UserError, "a sentence"), ("memory", LostUnitError, "all of it"),
+                              ("other", JobError, "KeyError: 'x'\nTraceback")):
+        with pytest.raises(error, match=text):
+            result_of(perform(f"{HERE}:broken", None, {"kind": kind}))
+    with InProcess(Path("unused")) as executor:
+        executor.share(None)
+        assert isinstance(executor.submit(Job("j", f"{HERE}:broken", {"kind": "other"})).exception(), KeyError)
+    with pytest.raises(UserError, match="cannot be sent"):
+        pack(threading.Lock())
+
+
+def test_a_worker_that_is_killed_costs_no_other_its_work(tmp_path):
+    with Processes("processes:2", TWO, tmp_path) as executor:
+        executor.share(3)
+        signals = executor.signals
+        arguments = {"folder": str(signals.folder), "token": signals.token}
+        waits = executor.submit(Job("waits", f"{HERE}:waits_for_stop", arguments))
+        lost = executor.submit(Job("ends", f"{HERE}:ends"))
+        assert isinstance(lost.exception(60), LostUnitError)
+        assert executor.submit(Job("next", "builtins:pow", {"exp": 2})).result(60) == 9
+        assert not waits.done()
+        queued = [executor.submit(Job("later", f"{HERE}:waits_for_stop", arguments)) for _ in range(3)]
+        executor.cancel([waits, *queued])
+        assert waits.result(0) == "saved" and all(future.done() for future in wait(queued, 0).done)
+    assert not list(tmp_path.iterdir())
+    assert not [p for p in psutil.Process().children() if "loky" in " ".join(p.cmdline()) and "tracker" not in
+                " ".join(p.cmdline())]
+
+
+def test_a_later_run_ends_the_workers_of_an_earlier_one(tmp_path):
+    first = Signals.begin(tmp_path)
+    first.check()
+    assert not first.stopped()
+    second = Signals.begin(tmp_path)
+    assert first.stopped() and not second.stopped()
+    second.stop()
+    assert second.stopped()
+    second.clear()
+    with pytest.raises(UserError, match="does not see the run folder"):
+        second.check()
+
+
+# --- progress
+
+
+def test_events_of_workers_meet_in_one_reporter(tmp_path):
+    ear, log = Ear(), JsonlSink(tmp_path / "logs" / "run.jsonl")
+    reporter = Reporter(sinks=[ear, log])
+    relay = Relay(reporter, tmp_path)
+    for k in (0, 1):
+        relay.begin(f"torch fold {k + 1}", f"torch-fold{k}.jsonl")
+        worker = Reporter(sinks=[JsonlSink(relay.path(f"torch-fold{k}.jsonl"))])
+        worker._pid = os.getpid()
+        training = worker.training("Torch", fold=k + 1, epochs=2, steps=4)
+        training.__enter__()
+        training.start_epoch(1)
+        training.step(1.5, 1e-3)
+    with relay.path("torch-fold0.jsonl").open("a") as file:
+        file.write('{"kind": "step"}\nno event\n{"kind": "say", "time": 1.0, "text": "half a li')
+    with relay.shown():
+        relay.poll()
+        assert [bar.done for bar in relay.bars().values()] == [1, 1] and len(relay.bars()) == 2
+        assert "torch fold 1 (" in reporter.activity[0] and "torch fold 2 (" in reporter.activity[0]
+    relay.end("torch fold 1")
+    assert ear.kinds["step"] == ear.kinds["training"] == 2 and len(ear.lines) == 2
+    assert list(relay.bars()) == ["unit 2"] and not relay.path("torch-fold0.jsonl").exists()
+    log.close(False)
+    assert (tmp_path / "logs" / "run.jsonl").read_text().count('"kind": "step"') == 2
+
+
+def test_what_remains_is_shared_out_among_units_at_work():
+    remaining, names = Remaining(), [f"torch fold {k}" for k in (1, 2, 3, 4)]
+    remaining.hear({"kind": "plan", "time": 0.0, "units": 4, "expected": dict.fromkeys(names, 100), "after": 10})
+    assert remaining.seconds(0.0) == 410
+    for name in names[:2]:
+        remaining.hear({"kind": "unit_start", "time": 0.0, "label": name})
+    assert remaining.seconds(0.0) == 210
+    remaining.hear({"kind": "unit", "time": 200.0, "label": names[0], "done": 1, "seconds": 200.0})
+    remaining.hear({"kind": "unit_start", "time": 200.0, "label": names[2]})
+    assert remaining.seconds(200.0) == 210  # twice as slow as was forecast
+
+
+# --- a run
+
+
+class Frail(Member):
+    "Nearest mean; its process is killed once in the first fold, and it fails in the second until it is mended."
+    name, title, version = "frail", "Frail", 1
+
+    def hyperparameters(self, train):
+        return {}
+
+    def fit(self, train, *, inner_split, reporter=None, checkpoint=None, stop=None):
+        marks = Path(os.environ["FRAIL"])
+        if self.fold == 0 and not (marks / "died").exists():
+            (marks / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fold == 1 and not (marks / "mended").exists():
+            raise KeyError("not mended")
+        x = np.nan_to_num(train.summary()[0])
+        self.means = np.stack([x[train.y == k].mean(0) for k in range(len(train.classes))])
+        return {}
+
+    def predict_outputs(self, batch):
+        distance = np.linalg.norm(np.nan_to_num(batch.summary()[0])[:, None] - self.means, axis=2)
+        weights = np.exp(-distance / distance.mean())
+        return Outputs((weights / weights.sum(1, keepdims=True)).astype(np.float32))
+
+    def save(self, folder):
+        write_arrays(folder / "means.safetensors", {"means": self.means})
+
+    @classmethod
+    def load(cls, folder):
+        member = cls()
+        member.means = read_arrays(folder / "means.safetensors")["means"]
+        return member
+
+
+def test_a_run_in_two_processes_is_the_run_in_one(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("FRAIL", str(tmp_path))
+    register_member(Frail)
+    try:
+        how = dict(data=toy, members="lgbm,frail", folds=2, boosting_rounds=5, feature_store=tmp_path / "store")
+        two = read_settings({}, out=tmp_path / "two", executor="processes:2", **how)
+        ear = Ear()
+        with pytest.raises(JobError, match="not mended"):
+            train(two, Reporter(two, sinks=[ear]))
+        text = "\n".join(ear.lines)
+        assert "frail fold 1: the process that trained it was lost" in text and "frail fold 2 failed: KeyError" in text
+        assert "Finished units are kept: 3 of 4" in text and ear.kinds["unit"] == 3
+        assert len(list((tmp_path / "two").rglob(f"fold*/{MANIFEST}"))) == 3
+        assert not (tmp_path / "two" / "logs").exists()
+
+        (tmp_path / "mended").touch()
+        for out in ("two", "one"):  # what is left, and all of it
+            train(read_settings({}, out=tmp_path / out, **how), Quiet())
+        assert content(tmp_path / "two") == content(tmp_path / "one")
+    finally:
+        MEMBERS.unregister("frail")
+
+
+# --- long proofs
+
+
+def workers_of(process):
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if "popen_loky" in " ".join(p.cmdline())]
+
+
+def until_trained(process, out, seconds=300):
+    "Waits until a checkpoint of the net is there."
+    end = time.monotonic() + seconds
+    while not list(out.glob("members/torch/fold*/checkpoint/state-*")):
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_ended_goes_on_to_the_same_bytes(toy, tmp_path, number):
+    how = ("--members", "lgbm,torch", "--epochs", "40", "--executor", "processes:2")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    finish(start(toy, whole, *how[:-2]))
+    process = start(toy, out, *how)
+    until_trained(process, out)
+    workers = workers_of(process)
+    assert workers
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == (-number if number == signal.SIGKILL else 130), output[-2000:]
+    gone, alive = psutil.wait_procs(workers, timeout=90)
+    assert not alive
+    assert number == signal.SIGKILL or "Interrupted" in output
+    finish(start(toy, out, *how))
+    assert content(out) == content(whole)
+
+
+@pytest.mark.soak
+def test_all_members_in_two_processes(toy, tmp_path):
+    for out, executor in (("one", "local"), ("two", "processes:2")):
+        finish(start(toy, tmp_path / out, "--members", "lgbm,torch,keras,rocket", "--executor", executor))
+    assert content(tmp_path / "one") == content(tmp_path / "two")
