@@ -91,7 +91,7 @@ GROUND = ("errors", "registry", "config", "sensors", "schema", "control", "artif
 GROUND += ("show", "parsers", "settings", "unread", "forked", "threads", "presets")
 GROUND += ("tracked_values", "tracking", "trackers")
 GROUND += ("text", "isolation", "files", "writing", "figures", "panel", "remaining", "story", "terminal")
-GROUND += ("scratch",)
+GROUND += ("machine", "scratch")
 FLOORS = (
     GROUND,
     ("data",),

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from test_resume import content, finish, start
 
+from gesture_nb import machine
 from gesture_nb.artifacts import MANIFEST, read_arrays, write_arrays
 from gesture_nb.config import read_settings
 from gesture_nb.errors import UserError
-from gesture_nb.executors import plan as planning
 from gesture_nb.executors.base import Job, JobError, LostUnitError, Signals, pack, perform, result_of
 from gesture_nb.executors.local import InProcess, Processes, worker_environment
 from gesture_nb.executors.plan import Machine, Need, make_plan, threads_of_unit
@@ -70,18 +70,37 @@ def test_threads_do_not_follow_from_where_a_unit_is_trained():
     assert worker_environment(TWO, 0)["OMP_NUM_THREADS"] == "1"
 
 
-def test_limits_of_containers_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(planning, "_available", lambda: 10_000)
-    monkeypatch.setattr(planning, "_cgroup_folders", lambda controller: iter([tmp_path]))
-    assert planning.free_memory() == 10_000
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("4000\n")
-    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 2500\n")
-    assert planning.free_memory() == 3500
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert planning.usable_cores() <= 2
-    (tmp_path / "memory.events").write_text("low 0\noom_kill 3\n")
-    assert planning.out_of_memory_kills() == 3
+def test_limits_of_containers_are_read(tmp_path):
+    here, group = (tmp_path, tmp_path), tmp_path / "fs" / "cgroup" / "box"
+    group.mkdir(parents=True)
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/box\n")
+    assert machine.free_memory(*here) is None and machine.out_of_memory_kills(*here) == 0
+    (tmp_path / "meminfo").write_text("MemTotal: 99 kB\nMemAvailable: 10 kB\n")
+    assert machine.free_memory(*here) == 10_240
+    (group / "memory.max").write_text("max\n")
+    assert machine.free_memory(*here) == 10_240
+    (group / "memory.max").write_text("5000\n")
+    (group / "memory.stat").write_text("anon 1500\nfile 2500\n")
+    assert machine.free_memory(*here) == 3500
+    cores = machine.usable_cores(*here)
+    (group / "cpu.max").write_text("150000 100000\n")
+    assert machine.usable_cores(*here) == min(cores, 2)
+    (group / "cpu.max").write_text("max 100000\n")
+    assert machine.usable_cores(*here) == cores
+    (group / "memory.events").write_text("low 0\noom_kill 3\n")
+    assert machine.out_of_memory_kills(*here) == 3
+
+
+def test_limits_of_the_first_generation_are_read(tmp_path):
+    memory, cpu = (tmp_path / "fs" / "cgroup" / name / "box" for name in ("memory", "cpu,cpuacct"))
+    for folder in (memory, cpu, tmp_path / "self"): folder.mkdir(parents=True)
+    (tmp_path / "self" / "cgroup").write_text("5:memory:/box\n4:cpu,cpuacct:/box\n")
+    (memory / "memory.limit_in_bytes").write_text("7000\n")
+    (memory / "memory.stat").write_text("total_rss 3000\n")
+    (cpu / "cpu.cfs_quota_us").write_text("100000\n")
+    (cpu / "cpu.cfs_period_us").write_text("100000\n")
+    assert machine.free_memory(tmp_path, tmp_path) == 4000 and machine.usable_cores(tmp_path, tmp_path) == 1
 
 
 # --- jobs

@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['COHORT', 'UPSIDE_DOWN', 'NO_THM_TOF', 'NO_FIFTH', 'NO_GESTURE', 'P_DEAD_THM', 'P_NO_ROT', 'CONDITIONS',
-           'ORIENTATION_INDEX', 'GESTURE_INDEX', 'OPENING_INDEX', 'People', 'people', 'Schedule', 'free_memory',
-           'count_of', 'gigabytes', 'check_memory', 'make_schedule', 'Timings', 'timings']
+           'ORIENTATION_INDEX', 'GESTURE_INDEX', 'OPENING_INDEX', 'People', 'people', 'Schedule', 'count_of',
+           'gigabytes', 'check_memory', 'make_schedule', 'Timings', 'timings']
 
 # %% ../../nbs/16_data.design.ipynb #d8dc79f8
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
+from ..machine import free_memory
 from ..schema import GESTURES, LEGAL_PAIRS, OPENINGS, ORIENTATIONS, TARGETS
 from .counter_random import hash_keys, normal, uniform
 
@@ -135,13 +134,6 @@ class Schedule(NamedTuple):
         return Schedule(*(column[index] for column in self))
 
 # %% ../../nbs/16_data.design.ipynb #1d94a293
-def free_memory() -> int:
-    "Bytes of memory that can be had, as far as the system tells."
-    try: lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError: return sys.maxsize
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else sys.maxsize
-
 def count_of(number: int) -> str:
     "A number for people."
     return f"{number:,}" if number < 10**24 else f"10^{len(str(number % 10**4000)) - 1}"
@@ -154,7 +146,7 @@ def check_memory(
 ) -> None:
     "`UserError` if there are more simulated sequences than the memory holds."
     needed, free = sequences * bytes_each, free_memory()
-    if needed <= free: return
+    if free is None or needed <= free: return
     raise UserError(f"{count_of(sequences)} simulated sequences need about {gigabytes(needed)} of memory, and "
                     f"{free // 10**9:,} GB are free: simulate at most {free // bytes_each:,}.")
 

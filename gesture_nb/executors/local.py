@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 
+from ..machine import out_of_memory_kills
 from .base import (
     GRACE,
     Executor,
@@ -24,7 +25,7 @@ from .base import (
     perform,
     result_of,
 )
-from .plan import WorkPlan, out_of_memory_kills
+from .plan import WorkPlan
 
 # %% ../../nbs/59_executors.local.ipynb #d3133873
 class InProcess(Executor):

@@ -13,7 +13,8 @@ from ..artifacts import read_json
 from ..config import Settings
 from ..data.sequences import SequenceTable
 from ..errors import UserError
-from ..scratch import Room, free_memory, is_in_file
+from ..machine import free_memory
+from ..scratch import Room, is_in_file
 
 # %% ../../nbs/61_training.memory.ipynb #42815b28
 SHARE = 0.5       # of the memory that is free, where the setting `memory_gb` is not given
