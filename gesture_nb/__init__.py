@@ -35,6 +35,7 @@ _PLACES = {
     "to_frame": "gesture_nb.data.adapters",
     "trackers": "gesture_nb.trackers",
     "train": "gesture_nb.api",
+    "tune": "gesture_nb.api",
 }
 
 # %% ../nbs/88_init.ipynb #4ff1b1ee
@@ -50,7 +51,8 @@ def __dir__() -> list[str]: return sorted(_PLACES)
 
 # %% ../nbs/88_init.ipynb #418ac3de
 if TYPE_CHECKING:
-    from gesture_nb.api import Run, adapt, compare, convert, inspect, load, read_recordings, replay, train
+    from gesture_nb import trackers
+    from gesture_nb.api import Run, adapt, compare, convert, inspect, load, read_recordings, replay, train, tune
     from gesture_nb.app import main
     from gesture_nb.config import Settings
     from gesture_nb.data.adapters import to_arrays, to_dataset, to_frame

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Run', 'predictions_frame', 'log_frame', 'report_path', 'train', 'setting_lines', 'describe_train',
-           'settings_table', 'load', 'adapt', 'read_recordings', 'inspect', 'convert', 'compare', 'replay']
+           'settings_table', 'load', 'adapt', 'read_recordings', 'inspect', 'convert', 'compare', 'tune', 'replay']
 
 # %% ../nbs/87_api.ipynb #fcf27435
 import os
@@ -44,6 +44,7 @@ from .sinks import Sink
 from .text import html_text, printable
 from .trackers import make_trackers, record_log
 from .training.results import read_config, read_metrics, read_oof
+from .tuning import tune_members
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -290,6 +291,26 @@ def compare(
     "How runs differ, with 95 % intervals over people. Raises `UserError` if they are about different recordings."
     folders = [run.folder if isinstance(run, Run) else run for run in runs]
     return compare_folders(folders) if to is None else write_comparison(folders, to)
+
+# %% ../nbs/87_api.ipynb #133c87e4
+def tune(
+    data="spar",                  # as for `train`
+    out="out",                    # the folder of the search
+    *,
+    trials: int = 30,             # of each member, those of an earlier call included
+    hours: float | None = None,   # for all trials together; None: no limit
+    jobs: int | None = None,      # trials at once, each in a process of its own; None: the setting `executor`
+    **settings,                   # as for `train`: members, folds, seed, …
+) -> dict[str, dict]:
+    """Searches for hyperparameters, and scores what was found on people whom no trial saw. Needs Optuna (extra `tune`).
+
+    Returns for each member the best trial, its values, their importance, and the scores of winner and preset. The same
+    call goes on with a search that was broken off. `train(data, preset=out + "/tune/preset.json")` uses what was found.
+    """
+    if in_worker(): return None
+    folder = read_settings(output_path=out, **settings).output_path
+    with removed_if_unused(folder), _as_source(data, folder) as source:
+        return tune_members(trials, hours, jobs, data=source, out=folder, **settings)
 
 # %% ../nbs/87_api.ipynb #31176621
 def replay(

@@ -13,7 +13,7 @@ from gesture_nb.config import UserError, setting_fields
 from gesture_nb.sinks import Sink
 
 NAMES = {"GestureClassifier", "Run", "Settings", "load", "main", "read_recordings"}
-NAMES |= {"register_member", "register_sensor", "register_sink", "train"}
+NAMES |= {"register_member", "register_sensor", "register_sink", "train", "tune"}
 NAMES |= {"convert", "from_arrays", "from_frame"}
 NAMES |= {"inspect", "explore", "adapt", "compare", "replay", "trackers"}
 NAMES |= {"to_arrays", "to_dataset", "to_frame"}

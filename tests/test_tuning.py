@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import gesture_nb as gn
 from gesture_nb.config import Settings, UserError, as_json, read_settings, settings_notes, with_settings
 from gesture_nb.models.base import Member
 from gesture_nb.models.registry import member_class
@@ -136,10 +137,8 @@ def searched(toy, tmp_path_factory):
 
 
 def test_a_search_goes_on_and_finds_the_same(searched, toy, tmp_path):
-    from gesture_nb.tuning import tune_members
-
     out, found = searched
-    assert tune_members(3, data=str(toy), out=tmp_path, **HOW) == found | {
+    assert gn.tune(str(toy), tmp_path, trials=3, **HOW) == found | {
         "lgbm": found["lgbm"] | {"best": found_in(tmp_path)["best"]}}
     broken, whole = found_in(out)["trials"], found_in(tmp_path)["trials"]
     assert [t["state"] for t in broken] == ["complete", "failed", "complete", "complete"]
