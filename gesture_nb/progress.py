@@ -27,6 +27,7 @@ from gesture_nb.sinks import (  # noqa: F401 (LineSink is imported from here too
 
 from .config import Settings
 from .errors import UserError
+from .files import absolute
 from .remaining import Remaining
 from .tasks import Task, Training, Work, format_eta, resident_memory
 
@@ -109,7 +110,7 @@ class Reporter:
         extra_sinks: Iterable[Sink] = (),      # besides them
     ):
         self.settings = settings or Settings()
-        self.folder = None if folder is None else str(Path(folder).absolute())
+        self.folder = None if folder is None else str(absolute(folder))
         self.sinks = [*(choose_sinks(self.settings, folder) if sinks is None else sinks), *extra_sinks]
         self._heard = set()                  # `id` of the sinks that have taken an event
         self.started = time.monotonic()

@@ -260,6 +260,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.soak   # `test_resume` kills the whole program inside an epoch of this net
 def test_killed_and_resumed_is_the_same_to_the_last_bit(tmp_path):
     script = tmp_path / "trains.py"
     script.write_text(INTERRUPTED)

@@ -125,7 +125,8 @@ def test_nothing_that_is_loaded_can_run_code():
     for path in (ROOT / "gesture_nb").rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found += [(path.name, name) for name in forbidden_calls(tree)]
-    assert found == []
+    # between a training and the processes that it started itself, through pipes
+    assert {*found} == {("devices.py", "pickle.load"), ("ranks.py", "pickle.load")}
 
 
 # ---------------------------------------------------------------- older runs
@@ -368,8 +369,9 @@ def test_out_of_fold_files_are_read_and_blended_once_a_run(toy, tmp_path, monkey
     monkeypatch.setattr(results, "read_arrays", lambda path: reads.append(path) or read_arrays(path))
     settings = read_settings({}, data=toy, out=tmp_path / "out", members="lgbm", folds=2, boosting_rounds=5)
     train(settings, Quiet())
-    assert reads == [] and len(blends) == 2   # after the first unit, so that something can serve, and after the last
+    assert len(reads) == len(set(reads)) == 2   # each unit's once
+    assert len(blends) == 2   # after the first unit, so that something can serve, and after the last
     oof = (tmp_path / "out" / "oof.parquet").read_bytes()
     train(settings, Quiet())
-    assert len(reads) == 2 and len(blends) == 3
+    assert len(reads) == 4 and len(blends) == 3
     assert (tmp_path / "out" / "oof.parquet").read_bytes() == oof

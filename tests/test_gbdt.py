@@ -224,11 +224,11 @@ def test_the_twin_learns_from_shifted_features(tmp_path):
 def test_mirror_images_are_shifted_by_their_own_shifts():
     b = worn_differently()
     x = b.summary().values
-    rows, images = gbdt.shifted_rows(replace(b, mirrored_shifts=2 * b.shifts), x, -x)
+    rows, images = gbdt.shifted_rows(replace(b, mirrored_shifts=2 * b.shifts), x, -x, b.summary().names)
     assert np.array_equal(rows[:, 0], x[:, 0] + b.shifts[:, 0])
     assert np.array_equal(images[:, 0], -x[:, 0] + 2 * b.shifts[:, 0])
     assert np.array_equal(rows[:, 1:], x[:, 1:]) and np.array_equal(images[:, 1:], -x[:, 1:])
-    assert gbdt.shifted_rows(b, x, -x)[1] is None
+    assert gbdt.shifted_rows(b, x, -x, b.summary().names)[1] is None
 
 
 def test_without_adaptation_nothing_changes(tmp_path):

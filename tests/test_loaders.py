@@ -185,6 +185,7 @@ def test_a_resilient_loader_halves_its_workers_until_none_is_left():
     assert order == np.concatenate(list(BatchOrder(20, 4, True, 1))).tolist()
 
 
+@pytest.mark.soak   # half a minute
 @pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="there is no such signal here")
 def test_workers_are_lost_in_peace_where_another_loader_watches_processes():
     """PyTorch's handler of SIGCHLD, set by any loader of the main thread, raises wherever that thread is."""

@@ -3,8 +3,8 @@
     python tools/golden.py check    # computes everything again and compares; `make test` does the same
     python tools/golden.py record   # after a version was raised on purpose, or in an environment that is not on record
 
-Parts: what is read, simulated, the frame features and the summaries. Runs: all members on real recordings,
-each sequence alone, and on simulated ones with what is known of the wearer, small. A result that changed
+Parts: what is read, simulated, the frame features and the summaries. Runs: all members on a third of the real
+recordings, each sequence alone, and on simulated ones with what is known of the wearer, small. A result that changed
 while its version did not is a fault: raise the version (`READER_VERSION`, `SIMULATOR_VERSION`,
 `FRAMES_VERSION`, `SUMMARIES_VERSION`, `Member.version`), then record.
 
@@ -61,14 +61,16 @@ def environment_key(about):
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def write_spar(path):
-    "The embedded recordings as a tidy file that does not name folds, so that two folds can be cut."
+def write_spar(path, every=1):
+    "Each `every`th of the embedded recordings as a tidy file that does not name folds, so that two folds can be cut."
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from gesture_nb.data.bundled import spar
+    from gesture_nb.data.sequences import take
 
     table = spar()
+    table = take(table, np.arange(0, len(table), every))
     rows = np.repeat(np.arange(len(table)), table.lengths)
     columns = {name: table.meta[name][rows] for name in ("sequence_id", "subject", "gesture", "sample_rate_hz")}
     columns["sequence_counter"] = np.arange(table.rows) - table.offsets[rows]
@@ -82,7 +84,7 @@ def train(name, folder, python=sys.executable, **environ):
     if name == "spar":
         data = Path(folder) / "spar.parquet"
         if not data.exists():
-            write_spar(data)
+            write_spar(data, every=3)
         arguments = ["--data", str(data), *arguments]
     command = [python, "-m", "gesture_nb", "run", "--out", str(out), "--progress", "lines", *arguments]
     done = subprocess.run(command, cwd=folder, env={**os.environ, **environ}, capture_output=True, text=True)

@@ -74,11 +74,9 @@ def main():
     if not PYTHON.exists():
         run("virtual environment in .venv", [sys.executable, "-m", "venv", str(VENV)], log)
     for what, arguments in STEPS:
-        run(
-            what,
-            [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off", *arguments],
-            log,
-        )
+        # without compiling all modules of all packages: Python compiles those that are imported
+        options = ["--disable-pip-version-check", "--progress-bar", "off", "--no-compile"]
+        run(what, [str(PYTHON), "-m", "pip", "install", *options, *arguments], log)
     for old in VENV.glob(".installed-*"):
         old.unlink()
     mark.touch()

@@ -250,11 +250,12 @@ def _columns(rows: "pa.Table") -> Iterator[tuple[str, "pa.Array | pa.ChunkedArra
 
 # %% ../../nbs/12_data.adapters.ipynb #a955e7e0
 def rows_of_steps(rows: "pa.Table") -> "pa.Table":
-    """Rows of recordings, with lists in their cells, as rows of steps; other rows as they are. Entries of lists are not
-    copied. Raises `UserError` for lists of unequal lengths in one recording."""
+    """Rows of recordings, with lists in their cells, as rows of steps; other rows as they are, those in which even the
+    subject is a list included. Entries of lists are not copied. `UserError`: lists of a recording differ in length."""
     import pyarrow as pa
     if not len(rows) or not any(is_list(column.type) for column in rows.columns): return rows
     columns = dict(_columns(rows))
+    if any(name in columns and is_list(columns[name].type) for name in ("sequence_id", "subject")): return rows
     lengths = {name: _lengths_of(column) for name, column in columns.items() if is_list(column.type)}
     steps = _check_lengths(lengths)
     owner = np.repeat(np.arange(len(rows)), steps)

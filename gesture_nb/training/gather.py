@@ -30,6 +30,7 @@ from ..executors.plan import (
     threads_of_unit,
 )
 from ..executors.relay import Relay
+from ..files import absolute
 from ..models.base import FoldOptions, training_size
 from .budget import Plan, TimeBudget
 from .dataset import Dataset, make_batch
@@ -73,12 +74,12 @@ def open_executor(shared: Shared, plan: WorkPlan, settings: Settings, say) -> Ex
     """The executor of a run, with what the units share; this process if that cannot be sent to another one.
 
     `shared` is what units share in this process, with `here`."""
-    executor = make_executor(settings, plan, settings.output_path.absolute())
+    executor = make_executor(settings, plan, absolute(settings.output_path))
     if executor.in_process:
         executor.share(shared)
         return executor
     lean = replace(shared, dataset=without_signals(shared.dataset), here=None, signals=executor.signals,
-                   members=shared.members.absolute(), registered=Registered.now())
+                   members=absolute(shared.members), registered=Registered.now())
     try: executor.share(lean)
     except UserError as e:
         with executor: say(f"Units are trained in this process, one after another. {e}")
@@ -178,14 +179,13 @@ class Gathering:
         self.todo.appendleft(unit)
 
     def _failed(self, unit: Unit, error: Exception) -> None:
-        "Remembers an error until the other units are done."
+        "Remembers an error until the other units are done; what is refused in a sentence leaves out those not begun."
         self.errors.append(error)
-        others = "the other units go on"
-        if len(self.errors) >= MAX_FAILED and self.todo:
-            others = f"{len(self.todo)} units that have not begun are left out, since {MAX_FAILED} failed"
-            self.todo.clear()
+        is_refused, left = isinstance(error, UserError) and not self.losses[unit], len(self.todo)
+        if is_refused or len(self.errors) >= MAX_FAILED: self.todo.clear()
+        others = "the other units go on" if self.todo or not left else f"{left} that have not begun are left out"
         what = str(error).strip().split("\n")[0] or type(error).__name__
-        if self.todo or self.running: self.reporter.say(f"{unit} failed: {what} - {others}")
+        if self.running or left and not is_refused: self.reporter.say(f"{unit} failed: {what} - {others}")
         self.reporter.event("unit_failed", label=str(unit), message=what)
 
     def _cancel(self) -> None:
