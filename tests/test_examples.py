@@ -29,6 +29,7 @@ def test_there_are_examples_and_a_member_fits_on_a_page():
     assert len((ROOT / "examples" / "fifth_member.py").read_text().splitlines()) <= 60
 
 
+@pytest.mark.soak   # half a minute; the example itself runs above, interruptions are in `test_resume`
 def test_the_fifth_member_goes_all_the_way(toy, tmp_path):
     """Trains beside another member, is interrupted and resumed, blended, reported, predicts and is served; in a process
     of its own, since registering it would change this one."""

@@ -148,6 +148,7 @@ def test_terminated_it_says_so_and_leaves_no_process(toy, tmp_path):
     assert following in next(line for line in lines if "[Torch]" in line)
 
 
+@pytest.mark.soak   # half a minute; `test_faults` refuses changed checkpoints
 def test_changed_batch_size_cannot_slip_into_a_schedule(toy, tmp_path):
     out = tmp_path / "out"
     kill_when(start(toy, out, "--members", "torch"), "[Torch] fold=1 epoch=2/4")

@@ -136,6 +136,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.soak   # half a minute
 def test_main_trains_in_pools_of_processes(toy, tmp_path):
     script = tmp_path / "pools.py"
     script.write_text(IN_POOLS)
