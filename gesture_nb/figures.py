@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .isolation import environment
 from .text import escaped, printable, short_names
 from .text import short as short_text
 
@@ -37,15 +38,9 @@ COLOURS = ("#2457a6", "#b5541c", "#1f7a5c", "#7a3b8f", "#8a6d0b", "#4a5568")   #
 def load_matplotlib():
     "The module `matplotlib`, also where a backend that does not exist or a damaged `matplotlibrc` hinders its import."
     try: return import_module("matplotlib")
-    except Exception: before = {name: os.environ.get(name) for name in ("MPLBACKEND", "MATPLOTLIBRC")}
+    except Exception: pass
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]: del sys.modules[name]
-    os.environ.pop("MPLBACKEND", None)
-    os.environ["MATPLOTLIBRC"] = os.devnull
-    try: return import_module("matplotlib")
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None: os.environ[name] = value
+    with environment({"MPLBACKEND": None, "MATPLOTLIBRC": os.devnull}): return import_module("matplotlib")
 
 # %% ../nbs/04_figures.ipynb #28613091
 _LOCK, _DEPTH = threading.RLock(), []   # of threads that draw; how deep the blocks are nested

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_FILE', 'MAX_RECORD', 'MAX_DEPTH', 'DamagedError', 'OutOfMemoryError', 'absolute', 'kind_of',
-           'check_no_links', 'check_folder', 'only_named', 'open_file', 'check_size', 'check_file', 'lacks_memory',
-           'raise_if_memory', 'read_bytes', 'parse_json', 'find_fault', 'require', 'read_json']
+           'check_no_links', 'check_folder', 'only_named', 'careful', 'open_file', 'check_size', 'check_file',
+           'lacks_memory', 'raise_if_memory', 'read_bytes', 'parse_json', 'find_fault', 'require', 'read_json']
 
 # %% ../nbs/51_files.ipynb #2d26b088
 import errno
@@ -86,8 +86,10 @@ def _check_named(path: Path) -> None:
         raise DamagedError(f"{path} is not named by the manifest of its folder: it is not read.")
 
 # %% ../nbs/51_files.ipynb #f3e94b38
-_FLAGS = os.O_RDONLY
-for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"): _FLAGS |= getattr(os, _name, 0)
+def careful(flags: int) -> int:
+    "Flags for `os.open`, with those that follow no link and wait for no pipe, where the system has them."
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"): flags |= getattr(os, name, 0)
+    return flags
 
 def _refuse_unless_file(path: Path, kind: str) -> None:
     "Raises `DamagedError` unless `kind`, which is at `path`, is a regular file."
@@ -105,7 +107,7 @@ def open_file(
     _check_named(path)
     try:
         _refuse_unless_file(path, kind_of(path))
-        handle = os.open(path, _FLAGS)
+        handle = os.open(path, careful(os.O_RDONLY))
     except OSError as error:
         if error.errno == errno.ELOOP: _refuse_unless_file(path, "link")
         raise DamagedError(f"{path} cannot be opened: {error.strerror}.") from error

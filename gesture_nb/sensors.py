@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST_READING', 'N_THM', 'N_TOF', 'SENSORS', 'BUILT_IN', 'RESERVED', 'Sensor', 'common_prefix',
-           'sensors', 'channels', 'sensor_of', 'guess_channel', 'sensor_of_feature', 'masks_of_feature', 'drop_groups',
-           'register_sensor', 'unregister_sensor']
+           'sensors', 'registered_sensors', 'channels', 'sensor_of', 'guess_channel', 'sensor_of_feature',
+           'masks_of_feature', 'drop_groups', 'register_sensor', 'unregister_sensor']
 
 # %% ../nbs/02_sensors.ipynb #d0c6a7af
 import re
@@ -124,6 +124,10 @@ BUILT_IN = tuple(_sensors)  # `features.compute` knows these five; a further sen
 def sensors() -> tuple[Sensor, ...]:
     "All registered sensors, in order."
     return tuple(_sensors.values())
+
+def registered_sensors() -> tuple[Sensor, ...]:
+    "Those that are not built in, for a process that does not know them."
+    return tuple(sensor for sensor in sensors() if sensor.name not in BUILT_IN)
 
 @lru_cache(maxsize=1)
 def channels() -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .config import Settings, UserError
-from .files import check_no_links, kind_of
+from .files import careful, check_no_links, kind_of
 from .panel import Panel
 from .registry import SINKS, Entry
 from .terminal import TerminalBars, is_terminal
@@ -131,9 +131,6 @@ class LineSink(Sink):
         return f"Standard output takes no lines ({problem}): the run goes on without them."
 
 # %% ../nbs/54_sinks.ipynb #71e7fda0
-_LOG_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
-for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"): _LOG_FLAGS |= getattr(os, _name, 0)
-
 def open_to_append(
     path: str | Path,
     below: str | Path | None = None,   # no folder between this one and the file may be a link
@@ -145,7 +142,7 @@ def open_to_append(
         raise UserError(f"{path.parent} is a {kind}, but must be a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     if (kind := kind_of(path)) not in ("", "file"): raise UserError(f"it is a {kind}")
-    descriptor = os.open(path, _LOG_FLAGS, 0o644)
+    descriptor = os.open(path, careful(os.O_RDWR | os.O_APPEND | os.O_CREAT), 0o644)
     if stat.S_ISREG(os.fstat(descriptor).st_mode): return descriptor
     os.close(descriptor)
     raise UserError("it is not a regular file")

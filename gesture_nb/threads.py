@@ -4,10 +4,11 @@
 __all__ = ['planned_cores', 'computing_with']
 
 # %% ../nbs/56_threads.ipynb #dee488c5
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+
+from .isolation import environment
 
 # %% ../nbs/56_threads.ipynb #bf30559a
 _CORES: ContextVar[int | None] = ContextVar("cores", default=None)
@@ -33,16 +34,5 @@ def computing_with(
         stack.callback(torch.set_num_threads, before)
         torch.set_num_threads(threads)
         stack.enter_context(threadpool_limits(threads, user_api="blas"))
-        stack.enter_context(_variables(dict.fromkeys(_OF_TENSORFLOW, str(threads))))
+        stack.enter_context(environment(dict.fromkeys(_OF_TENSORFLOW, str(threads))))
         yield
-
-@contextmanager
-def _variables(values: dict[str, str]) -> Iterator[None]:
-    "Inside, environment variables have these values."
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try: yield
-    finally:
-        for name, value in before.items():
-            if value is None: os.environ.pop(name, None)
-            else: os.environ[name] = value

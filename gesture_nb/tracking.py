@@ -10,11 +10,12 @@ __all__ = ['MAX_LEDGER', 'RESULT_FILES', 'PICTURES', 'Ledger', 'environment_defa
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from .artifacts import MANIFEST, fingerprint, read_json
 from .files import check_no_links, kind_of, read_bytes
+from .isolation import environment
 from .sinks import JsonlSink, Sink
 from .tracked_values import Curves, Description, Row, describe, score_values, unit_seconds
 
@@ -88,14 +89,9 @@ def _lines(path: Path, folder: Path) -> Iterator[dict]:
         if isinstance(found, dict): yield found
 
 # %% ../nbs/57_tracking.ipynb #dec3010c
-@contextmanager
-def environment_defaults(**values: str) -> Iterator[None]:
+def environment_defaults(**values: str) -> AbstractContextManager:
     "Inside, environment variables have these values unless they are set."
-    added = [name for name in values if name not in os.environ]
-    for name in added: os.environ[name] = values[name]
-    try: yield
-    finally:
-        for name in added: os.environ.pop(name, None)
+    return environment({name: value for name, value in values.items() if name not in os.environ})
 
 RESULT_FILES = ("config.json", "metrics.json", "ensemble.json", "report.html", "oof.parquet")
 PICTURES = ("confusion.png", "curves.png")

@@ -17,10 +17,7 @@ import numpy as np
 from ..artifacts import fingerprint, read_arrays
 from ..config import Settings, UserError, with_settings
 from ..control import TimeUp
-from ..data.options import read_options
-from ..data.readers import read_table, source_fingerprint
 from ..data.sequences import SequenceTable, take
-from ..data.understanding import understand
 from ..evaluation.folds import fold_groups, make_folds
 from ..evaluation.metric import METRICS, confusion_counts
 from ..executors.base import Signals
@@ -29,7 +26,7 @@ from ..isolation import isolated_run
 from ..registry import MEMBERS
 from ..text import count_of
 from ..threads import computing_with
-from ..training.dataset import Dataset, make_batch, make_dataset, store_folder
+from ..training.dataset import Dataset, make_batch, make_dataset, read_training_table
 from ..training.identity import differences, identity
 from ..training.units import (
     Unit,
@@ -39,7 +36,7 @@ from ..training.units import (
     train_unit,
 )
 from ..training.wearers import OUTPUTS
-from ..training.worker import Here, Registered, session_of
+from ..training.worker import Here, Registered, session_of, without_signals
 from .evaluate import metrics_for
 
 # %% ../../nbs/80_analysis.trials.ipynb #d8fdfa02
@@ -93,6 +90,11 @@ class SearchData:
     @property
     def out(self) -> Path: return self.settings.output_path.absolute()
 
+    def lean(self, signals: Signals) -> "SearchData":
+        "What another process gets."
+        return replace(self, inner=without_signals(self.inner), outer=without_signals(self.outer), here=None,
+                       signals=signals, registered=Registered.now())
+
     def dataset(self, part: str) -> Dataset:
         "The data of 'inner' or 'outer'."
         return self.inner if part == "inner" else self.outer
@@ -110,10 +112,7 @@ def _part(table: SequenceTable, fold: np.ndarray, source: str, settings: Setting
 def load_search_data(settings: Settings, here: Here) -> SearchData:
     "Reads the data that the settings name, and parts their people."
     reporter = here.reporter
-    reporter.say("Loading training data")
-    source = source_fingerprint(settings.data, store_folder(settings), read_options(settings))
-    table = read_table(settings.data, settings, reporter)
-    for line in understand(table).lines_besides_repairs(): reporter.say(line)
+    table, source, _ = read_training_table(settings, reporter)
     if not table.labelled: raise UserError(f"{settings.data} has no column 'gesture': there is nothing to learn.")
     y = np.unique(table.meta["gesture"], return_inverse=True)[1]
     groups, kind = fold_groups(table.meta, settings.group_column, y)

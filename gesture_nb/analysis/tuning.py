@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'MemberResult', 'result_of_search', 'outcome_of', 'advice_of', 'result_lines', 'preset_of',
-           'earlier_results', 'Found', 'open_executor', 'tune']
+           'earlier_results', 'Found', 'plan_search', 'tune']
 
 # %% ../../nbs/80_analysis.tune.ipynb #75a465f7
 import math
@@ -20,21 +20,22 @@ import numpy as np
 from ..artifacts import fingerprint, read_json, remove, write_json
 from ..config import Settings, UserError, active_members
 from ..control import StopSignal
-from ..executors.base import Executor, LostUnitError, make_executor
+from ..executors.base import MOST_LOSSES, LostUnitError
+from ..executors.plan import WorkPlan
 from ..files import DamagedError, kind_of
 from ..isolation import isolated_run
 from ..models.registry import member_class
 from ..presets import preset_value
 from ..report.findings import TITLES
 from ..text import count_of
-from ..training.gather import plan_work
+from ..training.gather import open_executor, plan_work
 from ..training.identity import as_stored, identity
 from ..training.results import versions
 from ..training.units import Unit
-from ..training.worker import Here, Registered, without_signals
+from ..training.worker import Here
 from .ablate import Effect, effect
 from .compare import difference_text, verdict
-from .search import MOST_LOST, MemberSearch, Running, space_of
+from .search import MemberSearch, Running, space_of
 from .study import TrialRecord, best_of, importance_of, quiet_optuna, records_of
 from .trials import SearchData, labels_of_folds, load_search_data, select_all_options
 
@@ -63,7 +64,7 @@ def _outer_labels(search: MemberSearch, records: Mapping[str, TrialRecord]) -> d
             try: labels[current.trial] = future.result()["labels"]
             except LostUnitError:
                 current.lost += 1
-                if current.lost >= MOST_LOST: raise
+                if current.lost >= MOST_LOSSES: raise
                 running[search.runner.submit(current.job)] = current
     return {"winner": labels["preset"]} | labels
 
@@ -139,19 +140,10 @@ class Found(NamedTuple):
     folder: Path                        # `tune` in the run folder
     members: dict[str, MemberResult]    # of this call
 
-def open_executor(data: SearchData, trials: int) -> tuple[SearchData, Executor]:
-    "The executor that the settings name, with what all folds share; and the data with the threads that it plans."
-    settings, say = data.settings, data.here.reporter.say
-    units = [Unit(member, k, data.out) for member in active_members(settings) for k in range(trials)]
-    plan = plan_work(data.outer, settings, units, 0.0, say)
-    data = replace(data, threads=plan.threads, cores=plan.cores_each)
-    executor = make_executor(settings, plan, data.out)
-    lean = data
-    if not executor.in_process:
-        lean = replace(data, inner=without_signals(data.inner), outer=without_signals(data.outer), here=None,
-                       signals=executor.signals, registered=Registered.now())
-    executor.share(lean)
-    return data, executor
+def plan_search(data: SearchData, trials: int) -> WorkPlan:
+    "How many folds of trials are trained at once, and with what each."
+    units = [Unit(member, k, data.out) for member in active_members(data.settings) for k in range(trials)]
+    return plan_work(data.outer, data.settings, units, 0.0, data.here.reporter.say)
 
 @isolated_run
 def tune(settings: Settings, trials: int, reporter, stop: StopSignal | None = None) -> Found:
@@ -168,11 +160,12 @@ def tune(settings: Settings, trials: int, reporter, stop: StopSignal | None = No
         known = identity(data.outer, settings) | {"inner_folds": fingerprint(data.inner.fold)}
         results = earlier_results(folder / "results.json", known)
         reporter.plan(trials * len(members))
-        data, executor = open_executor(data, trials)
-        with executor:
+        plan = plan_search(data, trials)
+        data = replace(data, threads=plan.threads, cores=plan.cores_each)
+        with open_executor(data, plan, settings, reporter.say) as executor:
             for k, member in enumerate(members):
                 deadline = _deadline(reporter.started, settings.time_limit_hours, len(members) - k)
-                results[member] = _search(data, member, folder, executor, trials, deadline)
+                results[member] = _search(MemberSearch(data, member, folder, executor, plan, trials), deadline)
                 reporter.say("\n".join(result_lines(member, results[member])))
                 _write(folder, results, known, data)
     return Found(folder, {member: results[member] for member in members})
@@ -183,13 +176,13 @@ def _deadline(started: float, hours: float | None, members: int) -> float:
     now = time.monotonic()
     return now + (started + 3600 * hours - now) / members
 
-def _search(data: SearchData, member: str, folder: Path, executor, trials: int, deadline: float) -> MemberResult:
+def _search(search: MemberSearch, deadline: float) -> MemberResult:
     "One member's search, and its score."
-    search = MemberSearch(data, member, folder, executor, trials)
-    stop, say = data.here.stop, data.here.reporter.say
-    if search.broken: say(f"{count_of(len(search.broken), 'trial')} of {member} had been broken off: tried again")
+    stop, say, in_process = search.data.here.stop, search.data.here.reporter.say, search.runner.executor.in_process
+    broken = count_of(len(search.broken), "trial")
+    if search.broken: say(f"{broken} of {search.member} had been broken off: tried again")
     with search.runner.watched():
-        before, stop.deadline = stop.deadline, min(stop.deadline, deadline) if executor.in_process else math.inf
+        before, stop.deadline = stop.deadline, min(stop.deadline, deadline) if in_process else math.inf
         try: search.run(deadline)
         finally: stop.deadline = before
         return result_of_search(search)

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ..errors import UserError
+from ..isolation import environment
 from .plan import WorkPlan
 
 # %% ../../nbs/59_executors.join_ray.ipynb #d4810bfa
@@ -28,29 +29,17 @@ _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"   # '0': Ray takes 127.0.0.1 as 
 
 def import_ray():
     "The module `ray`, imported without its asking who uses it."
-    with _variables(**_SILENT): return import_module("ray")
-
-@contextmanager
-def _variables(**values: str) -> Iterator[None]:
-    "Inside, environment variables have these values; afterwards what they had before."
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try: yield
-    finally:
-        for name, value in before.items():
-            if value is None: os.environ.pop(name, None)
-            else: os.environ[name] = value
+    with environment(_SILENT): return import_module("ray")
 
 @contextmanager
 def _as_before() -> Iterator[None]:
     "Afterwards, signals and `breakpoint()` are handled as they were before."
     numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not None]
     before = {number: signal.getsignal(number) for number in numbers}
-    breakpoint_hook = os.environ.get("PYTHONBREAKPOINT")
-    try: yield
+    hook = {"PYTHONBREAKPOINT": os.environ.get("PYTHONBREAKPOINT")}
+    try:
+        with environment(hook): yield
     finally:
-        if breakpoint_hook is None: os.environ.pop("PYTHONBREAKPOINT", None)
-        else: os.environ["PYTHONBREAKPOINT"] = breakpoint_hook
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items(): signal.signal(number, handler)
 
@@ -91,8 +80,8 @@ class Cluster:
         folder = tempfile.mkdtemp(prefix="gnb-", dir="/tmp" if os.path.isdir("/tmp") else None)   # sockets: short paths
         self.undo.callback(shutil.rmtree, folder, ignore_errors=True)
         self.undo.callback(_forget_token)
-        self.undo.enter_context(_variables(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32),
-                                           **_SILENT, **{_LOOPBACK: "0"}))
+        self.undo.enter_context(environment(
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), _LOOPBACK: "0"} | _SILENT))
         _forget_token()
         machine = plan.machine
         store = max(min(machine.memory // 4, 2 << 30), 80 << 20)
@@ -111,7 +100,7 @@ class Cluster:
                                 "Ray.") from e
 
     def _connect(self, **options):
-        with _as_before(), _quiet(self.ray), _variables(**_SILENT): context = self.ray.init(**_QUIET, **options)
+        with _as_before(), _quiet(self.ray), environment(_SILENT): context = self.ray.init(**_QUIET, **options)
         self.undo.callback(self.ray.shutdown)
         return context
 

@@ -10,7 +10,6 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -21,6 +20,7 @@ from .base import (
     Job,
     LostUnitError,
     Packed,
+    function_of,
     pack,
     perform,
     result_of,
@@ -35,9 +35,8 @@ class InProcess(Executor):
     def share(self, value: object) -> None: self.shared = value
 
     def submit(self, job: Job) -> Future:
-        module, _, name = job.call.partition(":")
         future = Future()
-        try: future.set_result(getattr(import_module(module), name)(self.shared, **job.arguments))
+        try: future.set_result(function_of(job.call)(self.shared, **job.arguments))
         except Exception as error: future.set_exception(error)
         return future
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 from ..forked import broken_libraries, is_forked
 from ..machine import free_memory, usable_cores
+from .base import Job
 
 # %% ../../nbs/59_executors.plan.ipynb #ead51868
 def gpu_count() -> int:
@@ -81,6 +82,10 @@ class WorkPlan:
     def cores_each(self) -> int:
         "Cores that a unit may use for what does not depend on the number of threads."
         return max(1, self.machine.cores // (self.width * self.need.processes))
+
+    def job(self, name: str, call: str, arguments: dict) -> Job:
+        "A job that asks for what a unit needs."
+        return Job(name, call, arguments, self.need.cores, self.gpus, self.memory)
 
     def line(self) -> str:
         "The plan in one sentence."

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..files import open_file, parse_json
 from ..sinks import Bar
 from ..writing import remove
+from .base import units_folder
 
 # %% ../../nbs/59_executors.relay.ipynb #40888430
 _OWN = ("open", "close", "heartbeat", "plan", "unit")   # kinds that a worker's reporter makes for itself
@@ -89,7 +90,7 @@ class Relay:
         self.reporter, self.run = reporter, Path(run)
         self.rows: dict[str, UnitAtWork | None] = {}   # row of its bar → unit
 
-    def path(self, file_name: str) -> Path: return self.run / "logs" / "units" / file_name
+    def path(self, file_name: str) -> Path: return units_folder(self.run) / file_name
 
     def begin(self, name: str, file_name: str) -> None:
         "A unit begins; what an earlier process wrote to its file is forgotten."

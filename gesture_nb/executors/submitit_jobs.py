@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ..artifacts import atomic_path, remove
 from ..errors import UserError
+from ..isolation import environment
 from .base import (
     Executor,
     Job,
@@ -110,15 +111,10 @@ _LOOK = 0.5   # seconds between two looks at the jobs
 @contextmanager
 def _environment_of_jobs(variables: dict[str, str]):
     "Inside, processes are started with these variables, and without hearing the Ctrl-C of a terminal."
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try: yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in before.items():
-            if value is None: os.environ.pop(name, None)
-            else: os.environ[name] = value
+    try:
+        with environment(variables): yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 @dataclass(frozen=True)
 class _Submitted:

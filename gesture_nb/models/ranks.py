@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import UserError
 from ..features.frames import FrameFeatures, map_array
 from ..progress import Quiet
-from ..sensors import BUILT_IN, SENSORS, Sensor, register_sensor
+from ..sensors import Sensor, register_sensor, registered_sensors
 from .base import Batch, Member, State
 
 # %% ../../nbs/43_models.ranks.ipynb #4e20792b
@@ -60,9 +60,7 @@ class Task:
     folder: Path                   # temporary
     threads: int                   # of each process
     seconds: float                 # after which a process that waits for the others gives up
-    sensors: tuple[Sensor, ...] = field(default_factory=lambda: _registered())
-
-def _registered() -> tuple[Sensor, ...]: return tuple(s for name, s in SENSORS.items() if name not in BUILT_IN)
+    sensors: tuple[Sensor, ...] = field(default_factory=registered_sensors)
 
 class Message(NamedTuple):
     "What a process tells."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Dataset', 'make_batch', 'extra_labels', 'given_folds', 'unread_folds', 'store_folder', 'Features',
-           'features_of', 'find_repairs', 'make_dataset', 'load_dataset']
+           'features_of', 'find_repairs', 'make_dataset', 'TrainingTable', 'read_training_table', 'load_dataset']
 
 # %% ../../nbs/62_training.dataset.ipynb #62a0d002
 from dataclasses import dataclass, field, replace
@@ -196,8 +196,14 @@ def make_dataset(
                    scope="recording" if kind == "recording" else "group")
 
 # %% ../../nbs/62_training.dataset.ipynb #2d35b987
-def load_dataset(settings: Settings, reporter) -> Dataset:
-    "Reads the data that the settings name and builds the dataset of a run."
+class TrainingTable(NamedTuple):
+    "What `read_training_table` returns."
+    table: SequenceTable
+    source: str                  # fingerprint of the data's bytes
+    reading: dict[str, object]   # what was stated about the recordings, what was understood, where they are kept
+
+def read_training_table(settings: Settings, reporter) -> TrainingTable:
+    "Reads the data that the settings name, in a file if they do not fit into memory; says what is understood of them."
     reporter.say("Loading training data")
     reporter.event("side_effect", what="load")
     source = source_fingerprint(settings.data, store_folder(settings), read_options(settings))
@@ -208,4 +214,9 @@ def load_dataset(settings: Settings, reporter) -> Dataset:
     for line in understood.lines_besides_repairs(): reporter.say(line)
     reading = {"stated": read_options(settings).stated, "understood": understood.as_json(),
                "memory": memory.decided(table)}
+    return TrainingTable(table, source, reading)
+
+def load_dataset(settings: Settings, reporter) -> Dataset:
+    "Reads the data that the settings name and builds the dataset of a run."
+    table, source, reading = read_training_table(settings, reporter)
     return replace(make_dataset(table, source, settings, reporter), reading=reading)

@@ -84,10 +84,9 @@ class FinishedUnits:
     def __len__(self) -> int: return len(self._metadata)
     def __contains__(self, unit) -> bool: return unit in self._metadata
 
-    def add(self, unit, metadata: dict, outputs: UnitOutputs | None = None) -> None:
-        "Adds a finished unit; outputs that are not given are read from its folder when they are needed."
+    def add(self, unit, metadata: dict) -> None:
+        "Adds a finished unit; its outputs are read from its folder when they are needed."
         self._metadata[unit] = metadata
-        if outputs is not None: self._outputs[unit] = outputs
         self._result = None
 
     @property

@@ -133,10 +133,10 @@ def complete_unit(
     metadata: dict,   # of its manifest
     checked: Callable[[Outputs], Outputs],   # as for `adapted_arrays`
     reporter,
-) -> dict[str, np.ndarray] | None:
-    "The unit's outputs with those of `adapted_arrays`, which are written into its folder; None if they were there."
+) -> None:
+    "Adds what `adapted_arrays` says to the outputs in the unit's folder, unless it is there."
     arrays = read_arrays(unit.folder / OUTPUTS)
-    if f"{ADAPTED[0]}.proba" in arrays: return None
+    if f"{ADAPTED[0]}.proba" in arrays: return
     member, orders = member_class(unit.member).load(unit.folder), arrival_orders(len(dataset.y), settings.seed)
     with reporter.task(f"{unit}: answers with the wearer's other recordings", 1 + len(orders), "pass") as task:
         arrays |= adapted_arrays(dataset, member, unit.fold, orders, None, checked, task.advance)
@@ -144,4 +144,3 @@ def complete_unit(
         for name in read_manifest(unit.folder)["files"]:
             if name != OUTPUTS: copy_file(unit.folder / name, tmp / name, unit.folder)
         write_arrays(tmp / OUTPUTS, arrays)
-    return arrays

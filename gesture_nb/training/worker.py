@@ -17,11 +17,12 @@ import numpy as np
 from ..config import Settings
 from ..control import StopSignal, cancel_by
 from ..executors.base import Signals
+from ..files import absolute
 from ..isolation import isolated_run
 from ..models.base import FoldOptions
 from ..progress import Reporter
 from ..registry import MEMBERS, Entry
-from ..sensors import BUILT_IN, SENSORS, Sensor, register_sensor
+from ..sensors import Sensor, register_sensor, registered_sensors
 from ..sinks import JsonlSink
 from ..threads import computing_with
 from .dataset import Dataset
@@ -39,7 +40,7 @@ class Registered:
         "Those of this process."
         entries = {name: MEMBERS.entry(name) for name in MEMBERS.names()}
         own = {name: entry for name, entry in entries.items() if not isinstance(entry.target, str)}
-        return cls(own, tuple(sensor for name, sensor in SENSORS.items() if name not in BUILT_IN))
+        return cls(own, registered_sensors())
 
     def register(self) -> None:
         "Makes them known in this process; what is known stays."
@@ -68,6 +69,11 @@ class Shared:
 
     @property
     def out(self) -> Path: return self.members.parent
+
+    def lean(self, signals: Signals) -> "Shared":
+        "What another process gets."
+        return replace(self, dataset=without_signals(self.dataset), here=None, signals=signals,
+                       members=absolute(self.members), registered=Registered.now())
 
 def without_signals(dataset: Dataset) -> Dataset:
     "The data set without the rows of its table, which no training reads."
