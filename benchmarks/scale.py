@@ -187,11 +187,8 @@ def stages(out):
     found = {}
     for line in (out / "logs/run.jsonl").read_text().splitlines():
         event = json.loads(line)
-        if event["kind"] == "task_end":
+        if event["kind"] in ("task_end", "training_end"):
             title = event["title"].split(":")[0]
-            found[title] = found.get(title, 0) + event.get("seconds", 0)
-        if event["kind"] == "training_end":
-            title = f"{event['label']} fold {event['fold']}"
             found[title] = found.get(title, 0) + event.get("seconds", 0)
     return {title: round(seconds, 1) for title, seconds in found.items()}
 

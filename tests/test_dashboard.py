@@ -381,8 +381,10 @@ with Reporter(folder='.') as r, r.training('Torch', 1, 1, 5) as t:
     t.start_epoch(1)
     for _ in range(5):
         t.step(0.5, 1e-3)
-        time.sleep(.2)
-    busy = w.bars.get('fold', ('', 0))[1]
+    end, busy = time.monotonic() + 20, 0
+    while not busy and time.monotonic() < end:
+        time.sleep(.05)
+        busy = w.bars.get('fold', ('', 0))[1]
 w.thread.join(20)
 print(busy > 0, w.bars['fold'][1], w.error)
 """

@@ -235,7 +235,7 @@ def test_no_silence_is_longer_than_the_heartbeat(work):
     start = next(i for i, (_, s) in enumerate(seen) if s == "begin")
     gaps = [b[0] - a[0] for a, b in zip(seen[start:], seen[start + 1:])]
     beats = [s for _, s in seen if s.startswith("Still running")]
-    assert max(gaps) < 3 and len(beats) >= 2, seen
+    assert max(gaps) < 4.5 and len(beats) >= 2, seen   # without a heartbeat it is 5 s; a loaded machine is late
     expected = r"Still running: Parsing, file 3/9, \d+\.\d/s, " + ETA + r", for \d\.\d s, memory \d\.\d\d GB"
     assert re.fullmatch(expected, beats[0])
 

@@ -88,26 +88,31 @@ def undisturbed(toy, tmp_path_factory):
     return content(out)
 
 
-KILLS = [
-    ("while the store is written", r"frames-\w+\.values\.raw$"),
-    ("inside a fold of trees", "[LightGBM] fold=1"),
-    ("when a fold of trees is renamed into place", r"members/lgbm/fold1$"),
-    ("inside an epoch", "[Torch] fold=1 epoch=3/4 step=2/"),
-    ("between a checkpoint's write and its rename", r"torch/fold0/checkpoint/state-"),
-    ("between folds", r"torch/fold1/checkpoint\.json$"),
-    ("inside an epoch", "[Keras] fold=1 epoch=3/4 step=2/"),
-    ("during the export of weights", r"keras/\.fold1\..*weights\.safetensors$"),
-    ("while results are written", r"metrics\.json$"),
-]
+KILLS = {   # where a run is killed → a line of its log, or a path that it writes; each time the next run goes on
+    "while the store is written": r"frames-\w+\.values\.raw$",
+    "inside a fold of trees": "[LightGBM] fold=1",
+    "when a fold of trees is renamed into place": r"members/lgbm/fold1$",
+    "inside an epoch of PyTorch": "[Torch] fold=1 epoch=3/4 step=2/",
+    "between a checkpoint's write and its rename": r"torch/fold0/checkpoint/state-",
+    "between folds": r"torch/fold1/checkpoint\.json$",
+    "inside an epoch of Keras": "[Keras] fold=1 epoch=3/4 step=2/",
+    "during the export of weights": r"keras/\.fold1\..*weights\.safetensors$",
+    "while results are written": r"metrics\.json$",
+}
+QUICK = ("inside a fold of trees", "between a checkpoint's write and its rename", "inside an epoch of Keras",
+         "during the export of weights", "while results are written")
 
 
-def test_killed_at_chosen_points_it_ends_in_the_same_bytes(toy, tmp_path, undisturbed):
-    out, outputs = tmp_path / "out", []
-    for _, point in KILLS:
-        if point.startswith("["): outputs.append("".join(kill_when(start(toy, out), point)))
-        else: outputs.append(dies_writing(tmp_path / "dies.py", toy, out, point))
+@pytest.mark.parametrize("places", [QUICK, pytest.param(tuple(KILLS), marks=pytest.mark.soak)], ids=("five", "all"))
+def test_killed_at_chosen_points_it_ends_in_the_same_bytes(toy, tmp_path, undisturbed, places):
+    out, outputs = tmp_path / "out", {}
+    for place in places:
+        point = KILLS[place]
+        if point.startswith("["): outputs[place] = "".join(kill_when(start(toy, out), point))
+        else: outputs[place] = dies_writing(tmp_path / "dies.py", toy, out, point)
         assert not (out / "metrics.json").exists()
-    assert "[Keras] fold=1 epoch=1/" not in outputs[7]  # the unfinished unit goes on where it was
+    # the unfinished unit goes on where it was
+    assert "[Keras] fold=1 epoch=1/" not in outputs["during the export of weights"]
     last = finish(start(toy, out))
     assert not re.search(r"\[(Torch|LightGBM|Keras)\]", last)  # finished units are kept
     found = content(out)

@@ -1,7 +1,8 @@
 """The same run from every place that code is started from, with any number of workers started in any way.
 
 It gives the same bytes, side effects happen once, and nothing is left behind. All 60 combinations are in `make soak`.
-Five of them are in `make test`: every number of workers, every start method and every place once.
+Three of them are in `make test`: every start method once, and the places that other tests do not train from
+(`-m` is in `test_resume`, kernels are in `test_notebooks`).
 """
 
 import itertools
@@ -17,14 +18,13 @@ from test_runs_once import SMALL, arguments, call, check_once, notebook, watch
 
 WORKERS, METHODS = (0, 1, 2, 4), ("spawn", "fork", "forkserver")
 PLACES = ("-m", "script", "notebook", "kernel", "nbdev_test")
-QUICK = {(2, "spawn", "-m"), (1, "forkserver", "script"), (2, "spawn", "notebook"), (0, "spawn", "kernel"),
-         (4, "fork", "nbdev_test")}
+QUICK = {(1, "forkserver", "script"), (2, "spawn", "notebook"), (4, "fork", "nbdev_test")}
 ALL = [
     pytest.param(*c, marks=() if c in QUICK else pytest.mark.soak) for c in itertools.product(WORKERS, METHODS, PLACES)
 ]
 
 
-FIRST = {}   # what the first of these runs, one without workers, has made
+FIRST = {}   # what the first of these runs has made
 
 
 def from_place(place, toy, folder, workers, method):

@@ -115,18 +115,42 @@ def drift():
     print(f"drift: {len(before)} files are what the notebooks give", flush=True)
 
 
+TIMED = re.compile(r"(\S+\.ipynb): (\d+) secs\n")   # what `nbdev_test --timing` adds at its end, the slowest first
+SLOWEST = 10
+
+
+def beat(done, start):
+    while not done.wait(9):
+        print(f"nbdev_test: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def pass_on(lines):
+    """Prints the lines of nbdev_test, and of the times only the longest."""
+    times = []
+    for line in lines:
+        if match := TIMED.fullmatch(line):
+            times.append(f"{match[1]} {match[2]} s")
+        else:
+            print(line, end="", flush=True)
+    if times:
+        print(f"nbdev_test: the slowest are {', '.join(times[:SLOWEST])}", flush=True)
+
+
 def test():
     done, start = threading.Event(), time.monotonic()
-
-    def beat():
-        while not done.wait(9):
-            print(f"nbdev_test: {time.monotonic() - start:.0f} s", flush=True)
-
-    threading.Thread(target=beat, daemon=True).start()
+    threading.Thread(target=beat, args=(done, start), daemon=True).start()
     skipped = ("_", ".", *IN_KERNEL)
     skip_re = f"^({'|'.join(map(re.escape, skipped))})"
-    nbdev("nbdev_test", "--n_workers", "2", "--do_print", "--skip_file_re", skip_re, PROGRESS="lines")
+    command = [BIN / "nbdev_test", "--n_workers", "2", "--do_print", "--timing", "--skip_file_re", skip_re]
+    environ = {**os.environ, "PROGRESS": "lines", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, errors="replace")
+    printer = threading.Thread(target=pass_on, args=(process.stdout,), daemon=True)
+    printer.start()
+    code = process.wait()
+    printer.join(10)   # a process that a notebook left behind would keep the pipe open
     done.set()
+    if code:
+        sys.exit(code)
     notebooks = [p for p in (ROOT / "nbs").rglob("*.ipynb") if not p.name.startswith(skipped)]
     count = len([p for p in notebooks if ".ipynb_checkpoints" not in p.parts])
     print(f"nbdev_test: {count} notebooks passed in {time.monotonic() - start:.0f} s", flush=True)
