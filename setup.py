@@ -1,9 +1,11 @@
 """Packages gesture_nb from settings.ini, the one place where its facts stand."""
 import re
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 EXTRAS = ("serve", "explore", "ray", "tune", "trackers", "devices", "dev")
 
@@ -13,6 +15,15 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
 
+class WithoutLeftovers(build_py):
+    "Copies the modules into an empty folder: one that was removed since the last build would get into the wheel."
+
+    def run(self):
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / cfg["lib_path"], ignore_errors=True)
+        super().run()
+
+
 def with_whole_links(text):
     "Markdown whose links to files of the project hold outside it."
     text = re.sub(r"\]\((?!#|[a-z]+:)([^)]+\.png)\)", rf"]({cfg['git_url']}/raw/{cfg['branch']}/\1)", text)
@@ -20,6 +31,7 @@ def with_whole_links(text):
 
 
 setup(
+    cmdclass={"build_py": WithoutLeftovers},
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],

@@ -28,6 +28,7 @@ from .progress import Reporter
 from .report.dashboard import pick, scores_event
 from .report.report import write_report
 from .schema import GESTURES
+from .scratch import temporary_room
 from .serving.compiled import is_exported
 from .serving.export import export_run
 from .serving.gateway import competition_server, listen, local_gateway
@@ -358,7 +359,7 @@ def picker(outcome: Outcome, fold: int = 0):
     """A widget to pick a sequence of the fold's people: its signals, and the probabilities of members that never saw
     its wearer."""
     settings = read_config(outcome.folder)["settings"]
-    table = take(read_table(settings["data"]), read_oof(outcome.folder)["fold"] == fold)
+    table = take(read_table(settings["data"], room=temporary_room()), read_oof(outcome.folder)["fold"] == fold)
     predictor = outcome.predictor(fold)
     def probabilities(i: int): return predictor.classes, predictor.table_proba(slice_sequences(table, i, i + 1))[0]
     return pick(table, probabilities, lambda i: signals(table, i))

@@ -34,7 +34,7 @@ from .config import (
 )
 from .data.convert import convert
 from .data.options import ReadOptions, read_options
-from .data.readers import read_recordings, read_table, source_fingerprint
+from .data.readers import read_recordings
 from .data.simulate import check_disk, write_competition
 from .data.understanding import Understanding, announced, inspect_recordings
 from .data.units import trained_units
@@ -73,7 +73,7 @@ from .session import command, removed_if_unused, session
 from .sinks import write_line
 from .text import printable
 from .trackers import make_trackers, record_log
-from .training.dataset import features_of, load_dataset, store_folder
+from .training.dataset import features_of, load_dataset, read_training_table, store_folder
 from .training.few_labels import KnownPeople
 from .training.recordings import read_fingerprints
 from .training.results import read_config, read_metrics
@@ -102,9 +102,7 @@ def build_features(
     settings_of("features", **overrides)
     with session(**overrides) as (settings, reporter, _):
         for line in unread_by("features", os.environ): reporter.say(line)
-        reporter.say("Loading training data")
-        table, folder = read_table(settings.data, settings, reporter), store_folder(settings)
-        source = source_fingerprint(settings.data, folder, read_options(settings))
+        (table, source, _), folder = read_training_table(settings, reporter), store_folder(settings)
         frames, summaries = features_of(table, settings, reporter, source, verify)
         checked = ", all checksums right" if verify else ""
         reporter.say(f"{frames!r}; {len(summaries.names)} summaries a sequence; in {printable(folder)}{checked}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Values', 'Preset', 'sorted_values', 'preset_value', 'checked_preset', 'kept_preset', 'read_preset',
-           'preset_notes']
+           'origin_of', 'preset_notes']
 
 # %% ../nbs/50_presets.ipynb #a9f30b10
 from collections.abc import Iterable, Mapping
@@ -92,6 +92,13 @@ def read_preset(
     kept = kept_preset(out)
     if kept is not None: return checked_preset(kept, f"The preset that {out} keeps")
     raise UserError(f"There is no preset file {value}: name a JSON file, or one of {', '.join(PRESETS)}.")
+
+def origin_of(value: object) -> dict:
+    "What a preset file, by its path or its contents, says about where its values come from; {} if it says nothing."
+    if isinstance(value, str) and value in PRESETS: return {}
+    if isinstance(value, (str, Path)): value = read_json(Path(value).resolve()) if Path(value).is_file() else {}
+    origin = value.get("origin") if isinstance(value, Mapping) else None
+    return origin if isinstance(origin, dict) else {}
 
 def preset_notes(values: Iterable[object], out: Path) -> list[str]:
     "A line for each preset among `values` whose file is gone, so that the contents that the run keeps are used."

@@ -37,6 +37,7 @@ class Remaining:
         if kind == "plan": self._plan(event)
         elif kind == "unit" and self.begun is not None: self._unit(event)
         elif kind == "unit_start": self.running[str(event.get("label", ""))] = event["time"]
+        elif kind == "unit_failed": self.running.pop(str(event.get("label", "")), None)
         elif kind == "close": self.begun = None
         elif kind == "training":
             self.training, self.steps = (event["time"], event["epochs"] * event["steps"], event["epochs"] > 1), (-1, 0)

@@ -61,9 +61,9 @@ class Curves:
         if event["kind"] not in ("step", "epoch"): return None
         prefix = f"{tag_of(event.get('label', ''))}/fold{event['fold']}"
         if event["kind"] == "epoch":
-            step = self.steps.get(prefix, event["epoch"] * event.get("steps", 1))
+            step = self.steps.get(prefix, int(event["epoch"] * event.get("steps", 1)))
             return Row(prefix, "epoch", step, _epoch_values(event) | {"epoch": float(event["epoch"])}, event["time"])
-        self.steps[prefix] = (event["epoch"] - 1) * event["steps"] + event["step"]
+        self.steps[prefix] = int((event["epoch"] - 1) * event["steps"] + event["step"])
         loss = "loss" if event["epochs"] == 1 else "loss_so_far"
         measured = {loss: event["loss"], "lr": event["lr"], "memory_gb": event.get("max_mem")}
         found = {name: number(value) for name, value in measured.items()}

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_WANDB', 'TRACKER_CLASSES', 'EventFile', 'TensorBoardTracker', 'MlflowTracker', 'WandbTracker',
-           'tensorboard_sink', 'mlflow_sink', 'wandb_sink', 'load_trackers', 'make_trackers', 'record_log']
+           'tensorboard_sink', 'mlflow_sink', 'wandb_sink', 'load_trackers', 'make_trackers', 'record_log',
+           'outcome_of']
 
 # %% ../nbs/58_trackers.ipynb #9549307d
+import errno
 import itertools
 import os
 import struct
@@ -22,10 +24,20 @@ from .config import Settings
 from .errors import UserError
 from .files import kind_of, read_bytes
 from .sinks import open_to_append
+from .text import count_of, printable
 from .tracked_values import Description, Row
-from .tracking import Tracker, environment_defaults, record
+from .tracking import Tracker, environment_defaults, reason_of, record
 
 # %% ../nbs/58_trackers.ipynb #bf23db6e
+class _Whole:
+    "A file that writes all of its data or raises: a full disk may take a part, and readers stop at a torn record."
+    def __init__(self, descriptor: int): self._descriptor = descriptor
+    def write(self, data: bytes) -> int:
+        if os.write(self._descriptor, data) == len(data): return len(data)
+        raise OSError(errno.ENOSPC, "the disk is full")
+    def flush(self) -> None: pass   # nothing is held back
+    def close(self) -> None: os.close(self._descriptor)
+
 class EventFile:
     "A TensorBoard event file in a folder, with the methods of a `SummaryWriter` that are needed here."
     def __init__(self, folder: Path, below: Path | None = None):
@@ -33,7 +45,7 @@ class EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
         self.log_dir = str(folder)
         path = next(path for path in self._paths(folder) if not kind_of(path))
-        self._file = RecordWriter(os.fdopen(open_to_append(path, below), "ab", buffering=0))
+        self._file = RecordWriter(_Whole(open_to_append(path, below)))
         self._write(Event(file_version="brain.Event:2"))
 
     @staticmethod
@@ -87,6 +99,8 @@ class TensorBoardTracker(Tracker):
         self.run = EventFile(parent / run_id, self.folder)
         return run_id
 
+    def has_run(self, run_id: str) -> bool: return kind_of(self.folder / "trackers" / self.place / run_id) == "folder"
+
     def describe(self, description: Description) -> None:
         for name, values in (("settings", description.settings), ("versions and data", description.tags)):
             self.run.add_text(name, _as_table(values), 0, self._time)
@@ -105,9 +119,11 @@ class TensorBoardTracker(Tracker):
         self.run.add_text("status", status, 0, self._time)
         if not self.owned: self.run.flush()
 
-    def finish(self, status: str, time: float) -> None:
-        self.run.close()
-        self.run = None
+    def finish(self, status: str, time: float) -> None: self.drop()
+
+    def drop(self) -> None:
+        writer, self.run = self.run, None
+        if writer is not None: writer.close()
 
 # %% ../nbs/58_trackers.ipynb #05662b8f
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -117,7 +133,7 @@ class MlflowTracker(Tracker):
     name, title, place = "mlflow", "MLflow", "mlruns"
     environment = {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true",
                    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-                   "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}   # s; of a server
+                   "MLFLOW_HTTP_REQUEST_TIMEOUT": "4", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}   # s; of a server
 
     def _uri(self) -> str | None:
         "Where the store is; None: where MLflow was told that it is."
@@ -129,7 +145,7 @@ class MlflowTracker(Tracker):
         from mlflow import MlflowClient
         self.client = MlflowClient(self._uri())
         if not self.owned: self.run_id = self.run.info.run_id
-        elif run_id is not None and self._is_there(run_id):
+        elif run_id is not None:
             self.run_id = run_id
             self.client.update_run(run_id, status="RUNNING")
         else:
@@ -137,13 +153,17 @@ class MlflowTracker(Tracker):
             self.run_id = created.info.run_id
         return self.run_id
 
-    def _is_there(self, run_id: str) -> bool:
+    def has_run(self, run_id: str) -> bool:
+        from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
-        try: return self.client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException: return False
+        try: return MlflowClient(self._uri()).get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"): return False
+            raise   # the server does not answer
 
     def _experiment(self) -> str:
         "The id of the experiment, which is made if it is not there."
+        if given := os.environ.get("MLFLOW_EXPERIMENT_ID"): return given
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "gesture_nb"
         found = self.client.get_experiment_by_name(name)
         return self.client.create_experiment(name) if found is None else found.experiment_id
@@ -173,16 +193,16 @@ class MlflowTracker(Tracker):
 
 # %% ../nbs/58_trackers.ipynb #e24a1589
 _WANDB_EXIT = {"finished": 0, "failed": 1, "killed": 130}
+_WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 MAX_WANDB = 1 << 30   # bytes of a file
+
+def _wandb_mode() -> str: return os.environ.get("WANDB_MODE") or "offline"
 
 def _wandb_settings():
     "Nothing printed, nothing gathered about the machine or the code."
     import wandb
-    mode = os.environ.get("WANDB_MODE") or "offline"
-    if mode == "online" and not wandb.login(prompt=False):
-        raise UserError("WANDB_MODE=online, but W&B knows no key: call `wandb login` first, or unset WANDB_MODE.")
-    return wandb.Settings(mode=mode, silent=True, console="off", symlink=False, save_code=False, disable_git=True,
-                          x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
+    return wandb.Settings(mode=_wandb_mode(), silent=True, console="off", symlink=False, save_code=False,
+                          disable_git=True, x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True,
                           x_save_requirements=False, disable_job_creation=True)
 
 def _wandb_records(data: bytes) -> Iterator[bytes]:
@@ -203,7 +223,21 @@ def _wandb_records(data: bytes) -> Iterator[bytes]:
 class WandbTracker(Tracker):
     "Records a run in Weights & Biases. `run`: a run of one's own, as `wandb.init()` returns it."
     name, title, place = "wandb", "Weights & Biases", "wandb"
-    environment = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
+    environment = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false",
+                   "WANDB_INIT_TIMEOUT": "8", "WANDB_FINISH_TIMEOUT": "60"}   # s; of a server
+
+    @classmethod
+    def check(cls) -> None:
+        import wandb
+        mode = _wandb_mode()
+        if mode not in _WANDB_MODES:
+            raise UserError(f"WANDB_MODE is '{mode}', but must be one of {', '.join(_WANDB_MODES)}.")
+        if mode in ("online", "run", "shared") and not wandb.login(prompt=False):
+            raise UserError(f"WANDB_MODE={mode}, but W&B knows no key: call `wandb login` first, or unset WANDB_MODE.")
+
+    def idle(self) -> str:
+        is_off = self.owned and _wandb_mode() == "disabled"
+        return "WANDB_MODE=disabled: Weights & Biases records nothing." if is_off else ""
 
     def start(self, run_id: str | None, name: str, time: float) -> str:
         import wandb
@@ -261,11 +295,17 @@ class WandbTracker(Tracker):
 
     def status(self, status: str) -> None: self.run.summary["status"] = status
 
-    def finish(self, status: str, time: float) -> None:
+    def finish(self, status: str, time: float) -> None: self._close(_WANDB_EXIT[status])
+    def drop(self) -> None: self._close(_WANDB_EXIT["failed"])
+
+    def _close(self, code: int) -> None:
+        "Ends the run, and the tool's process where nobody else uses it."
         import wandb
-        self.run.finish(_WANDB_EXIT[status])
-        self.run = None
-        if self.alone: wandb.teardown()
+        run, self.run = self.run, None
+        try:
+            if run is not None: run.finish(code)
+        finally:
+            if getattr(self, "alone", False): wandb.teardown()
 
 # %% ../nbs/58_trackers.ipynb #9d6f1e5b
 TRACKER_CLASSES = {kind.name: kind for kind in (TensorBoardTracker, MlflowTracker, WandbTracker)}
@@ -297,9 +337,11 @@ def load_trackers(
         title = TRACKER_CLASSES[name].title
         if find_spec(name) is None:
             raise UserError(f"The tracker {title} needs a library that is not installed: "
-                            "pip install gesture-nb[trackers], or leave it out of --trackers.")
+                            "pip install 'gesture-nb[trackers]', or leave it out of --trackers.")
         now(f"loading {title}")
-        with environment_defaults(**TRACKER_CLASSES[name].environment): import_module(name)
+        with environment_defaults(**TRACKER_CLASSES[name].environment):
+            import_module(name)
+            TRACKER_CLASSES[name].check()
 
 def make_trackers(
     to: str | Tracker | Iterable,   # names, separated by commas, or trackers
@@ -326,4 +368,14 @@ def record_log(
             try: record(tracker, events, folder, (lambda: None) if counted is None else counted.advance)
             except UserError: raise
             except Exception as error:
-                raise UserError(f"{tracker.title} does not take the run: {type(error).__name__}: {error}") from error
+                raise UserError(f"{tracker.title} does not take the run ({reason_of(error)}).") from error
+        if reporter is not None: reporter.say(outcome_of(tracker, folder))
+
+def outcome_of(tracker: Tracker, folder: str | Path) -> str:
+    "What a replay has recorded, for people."
+    if tracker.idle(): return tracker.idle()
+    if tracker.run_id is not None:
+        return f"{tracker.title}: {count_of(tracker.recorded, 'row')} recorded in its run {printable(tracker.run_id)}"
+    ledger = Path(folder) / "trackers" / f"{tracker.name}.jsonl"
+    if not kind_of(ledger): return f"{tracker.title}: the log tells of no training, so there is nothing to record"
+    return f"{tracker.title} has all of the log already; to record it once more, remove {printable(ledger)}"

@@ -10,7 +10,9 @@ import os
 
 from .analysis.study import load_optuna
 from .analysis.tuning import tune
-from .config import UserError, given_settings
+from .config import UserError, given_settings, setting_fields
+from .parsers import integer, number, parse
+from .presets import origin_of
 from .report.tuning import write_search_report
 from .session import session
 from .text import printable
@@ -26,6 +28,17 @@ def _settings_from(hours: float | None, jobs: int | None, given: dict) -> dict[s
         raise UserError(f"{names[name]} and --{name.replace('_', '-')} are the same setting: give only one of them.")
     return given | {name: value for name, value in short.items() if value is not None}
 
+def _check_counts(trials: int, hours: float | None, jobs: int | None) -> None:
+    "Raises `UserError` for numbers with which nothing could be tried."
+    parse(integer(1, 10**18), trials, "The number of trials")
+    if hours is not None: parse(number(0, 100_000, above=True), hours, "The number of hours")
+    if jobs is not None: parse(integer(1, 10**18), jobs, "The number of jobs")
+
+def _origin(given: dict) -> dict:
+    "What the preset file that is given, or named in the environment, says about where its values come from."
+    own = next((value for name, value in given.items() if name.lower() == "preset" and value is not None), None)
+    return origin_of(own or os.environ.get(setting_fields()["preset"].variable, ""))
+
 def tune_members(
     trials: int = 30,             # of each member
     hours: float | None = None,   # for all trials together; None: the setting `time_limit_hours`
@@ -36,11 +49,12 @@ def tune_members(
 
     The same call goes on with a search that was broken off. Everything is in `tune` in the run folder."""
     load_optuna()
+    _check_counts(trials, hours, jobs)
     given = _settings_from(hours, jobs, overrides)
     refuse_unread("tune", given_settings({}, **given))
     with session(**given) as (settings, reporter, stop):
         for line in unread_by("tune", os.environ): reporter.say(line)
-        found = tune(settings, trials, reporter, stop)
+        found = tune(settings, trials, reporter, stop, _origin(given))
         report = write_search_report(found.folder)
         reporter.say(f"The report of the search is {printable(report)}. Train with the values: "
                      f"gesture-nb train --preset {printable(found.folder / 'preset.json')}")

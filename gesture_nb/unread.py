@@ -79,14 +79,14 @@ _OF_THE_MACHINE = {"dl_num_workers", "dl_persistent_workers", "dl_start_method",
 READ_BY = {   # command → the settings that it reads; those of weights are written 'w_'
     "predict": _RUN | _RECORDINGS | {"decision", "adapt", "w_"},
     "adapt": _RUN | _RECORDINGS,
-    "features": _RUN | _RECORDINGS | {"feature_store", "fold_column", "group_column"},
+    "features": _RUN | _RECORDINGS | {"feature_store", "memory_gb", "fold_column", "group_column"},
     "evaluate": _RUN | _RECORDINGS | _OF_THE_MACHINE,
     "inspect": _TALK | _RECORDINGS | {"fold_column", "group_column"},
     "explore": _RUN | _RECORDINGS,
     "compare": _TALK,
     "convert": _TALK | _RECORDINGS,
     "simulate": _TALK | {"seed"},
-    "tune": _RUN | _RECORDINGS | _OF_THE_MACHINE | {
+    "tune": _RUN | _RECORDINGS | _OF_THE_MACHINE - {"trackers"} | {
         "members", "folds", "preset", "seed", "epochs", "batch_size", "boosting_rounds", "group_column", "flip",
         "disable", "devices", "precision"},
     "report": _RUN, "replay": _RUN, "export": _RUN,

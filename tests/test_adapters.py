@@ -100,6 +100,46 @@ def test_lists_of_other_lengths_are_refused():
         rows_of_steps(pa.table({"acc_x": [[1.0], []]}))
 
 
+def test_rows_that_are_no_recordings_are_refused(table):
+    with pytest.raises(UserError, match="Two rows of the frame have the sequence_id 'q'"):
+        gn.read_recordings(LISTS | {"sequence_id": ["q", "r", "q"]}, rate_hz=50)
+    with pytest.raises(UserError, match="The frame has no rows"):
+        gn.read_recordings(recordings_arrow(table).slice(0, 0))
+    for function in (gn.to_arrays, gn.to_frame, gn.to_dataset):
+        with pytest.raises(UserError, match="This is a ndarray, but must be a SequenceTable"):
+            function(np.ones(3))
+
+
+def test_views_of_lists_are_lists():
+    rows = pa.table(LISTS)
+    views = {n: pa.array(LISTS[n], pa.list_view(pa.float64())) for n in ("acc_x", "acc_y", "acc_z")}
+    for name, column in views.items():
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    assert_same(gn.read_recordings(rows, rate_hz=50), gn.read_recordings(LISTS, rate_hz=50))
+
+
+def test_odd_cells_are_refused_and_infinite_readings_are_missing(table):
+    frame, nested = gn.to_arrays(table, "pd-multiindex"), gn.to_arrays(table, "nested_univ")
+    infinite = frame.copy()
+    infinite.iloc[3, 0] = np.inf
+    series = nested.iat[0, 0].copy()
+    series[3] = np.inf
+    other = nested.copy()
+    other.iat[0, 0] = series
+    for x in (infinite, other):
+        found = gn.from_arrays(x, **table.meta)
+        assert np.isnan(found.values[0, 3]) and not np.isinf(found.values).any()
+    with pytest.raises(UserError, match="X holds something else than numbers"):
+        gn.from_arrays(frame.assign(acc_x="word"))
+    with pytest.raises(UserError, match="X has 0 sequences"):
+        gn.from_arrays(frame.iloc[:0])
+    other.iat[0, 1] = None
+    with pytest.raises(UserError, match="Sequence 0 of X has a cell that holds something else"):
+        gn.from_arrays(other)
+    nothing = take(table, np.array([], int))
+    assert gn.to_arrays(nothing, "numpy3D").shape == (0, len(table.names), 0) and gn.to_arrays(nothing) == []
+
+
 def test_channels_in_one_nested_column():
     steps = [np.arange(3 * n, dtype=np.float32).reshape(3, n) for n in (4, 6)]
     frame = {"acc": [a.tolist() for a in steps], "subject": ["anna", "ben"], "gesture": ["wave", "hold"]}

@@ -89,7 +89,7 @@ def notebook_of(path):
 NOTEBOOKS = {t: (p, cells) for p in sorted((ROOT / "nbs").glob("*.ipynb")) for t, cells in [notebook_of(p)] if t}
 GROUND = ("errors", "registry", "config", "sensors", "schema", "control", "artifacts", "tasks", "sinks", "progress")
 GROUND += ("show", "parsers", "settings", "unread", "forked", "threads", "presets")
-GROUND += ("tracked_values", "tracking", "trackers")
+GROUND += ("events", "tracked_values", "tracking", "trackers")
 GROUND += ("text", "isolation", "files", "writing", "figures", "panel", "remaining", "story", "terminal")
 GROUND += ("machine", "scratch")
 FLOORS = (

@@ -225,6 +225,30 @@ def test_watch_has_a_bar_for_each_unit_that_is_at_work(tmp_path):
         "overall": ("overall", 1, 3), "unit 1": ("Torch fold 3", 6, 8), "unit 2": ("Torch fold 1", 8, 8)}
 
 
+def test_bars_name_the_unit_unless_their_title_does():
+    from gesture_nb.report.dashboard import unit_bar
+
+    def label(title, of): return unit_bar(None, {"kind": "task", "title": title, "total": 3, "of": of}).label
+
+    assert label("Processing pass", "torch fold 1") == "torch fold 1: Processing pass"
+    assert label("LightGBM fold 1", "lgbm fold 1") == "LightGBM fold 1"
+    assert label("LightGBM fold 1", "lgbm-trial3 fold 1") == "lgbm-trial3 fold 1: LightGBM fold 1"
+    assert unit_bar(None, {"kind": "task", "title": "Reading", "total": 3}).label == "Reading"
+
+
+def test_a_failed_unit_is_no_longer_at_work():
+    from gesture_nb.remaining import Remaining
+    from gesture_nb.report.dashboard import UnitRows
+
+    rows, remaining = UnitRows(), Remaining()
+    for event in ({"kind": "plan", "units": 2, "expected": {"a fold 1": 5.0, "b fold 1": 5.0}, "after": 0.0},
+                  {"kind": "unit_start", "label": "a fold 1"}, {"kind": "unit_start", "label": "b fold 1"},
+                  {"kind": "unit_failed", "label": "a fold 1", "message": "no"}):
+        rows.row(event | {"pid": 1, "time": 1.0})
+        remaining.hear(event | {"pid": 1, "time": 1.0})
+    assert rows.at_work == 1 and list(remaining.running) == ["b fold 1"]
+
+
 def test_a_log_without_its_end_shows_the_time_that_remains(tmp_path):
     with Reporter(with_settings(Settings(), progress="lines"), tmp_path) as r:
         r.plan(2, {"Torch fold 1": 500.0, "Torch fold 2": 500.0})

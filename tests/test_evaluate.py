@@ -1,13 +1,16 @@
 """Scenarios, decisions, repairs and components of a finished run; and leaks, planted to be caught."""
 
+import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from gesture_nb import scratch
 from gesture_nb.analysis.evaluate import (
     finished_units,
+    frames_without_sensors,
     imu_half,
     predict_without_sensors,
     run_settings,
@@ -188,6 +191,23 @@ def test_sensors_are_removed_before_the_features(done):
     again = predict_without_sensors(done.p, units, (), done.s.seed)
     for (_, a), b in zip(read_unit_outputs(units), again):
         assert np.allclose(a["proba"], b[1]["proba"], atol=1e-5)  # nothing removed: what was said in training
+
+
+def test_features_without_sensors_are_kept_in_a_file_where_the_readings_are(done, tmp_path, monkeypatch):
+    monkeypatch.setattr(scratch, "SMALL", 0)
+    values = scratch.scratch_array(tmp_path, done.p.table.values.shape)
+    values[:] = done.p.table.values
+    there = replace(done.p, table=replace(done.p.table, values=values))
+    assert done.p.flips.turned.any()
+    for kinds in ((), ("thm", "tof"), ("rot", "thm", "tof")):
+        here = frames_without_sensors(done.p, kinds, rows=10**9)
+        mapped = frames_without_sensors(there, kinds, rows=500)
+        assert scratch.is_in_file(mapped.values) and not scratch.is_in_file(here.values)
+        for name in ("values", "grids", "offsets", "rate_hz"):
+            assert getattr(here, name).tobytes() == getattr(mapped, name).tobytes()
+        assert all(np.array_equal(mask, mapped.masks[name]) for name, mask in here.masks.items())
+    assert pickle.loads(pickle.dumps(mapped)).values.tobytes() == mapped.values.tobytes()
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluation_of_a_run(done):

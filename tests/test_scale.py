@@ -1,9 +1,15 @@
 """Data larger than memory: the same results from readings in a file, large tables by rows, shuffles in blocks."""
 
+import errno
 import json
+import os
+import resource
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,14 +82,19 @@ def test_readings_in_a_file_give_the_same_data_set(toy, tmp_path, monkeypatch, n
     assert np.array_equal(recording_fingerprints(usual.table), recording_fingerprints(mapped.table))
     assert usual.reading["memory"] == {"readings": "memory"}
     assert mapped.reading["memory"] == {"readings": "file", "gb": 0.1}
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "usual/features").glob("*.*")}
+    again, _ = loaded(path, tmp_path / "usual", memory_gb=0.1)   # a store that was made with another limit
+    assert again.frames.values.tobytes() == usual.frames.values.tobytes()
+    assert all(path.stat().st_mtime_ns == time for path, time in stored.items())
 
 
 def test_a_run_that_is_resumed_decides_as_before(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"reading": {"memory": {"readings": "file", "gb": 2.5}}}))
     assert memory.plan_memory(read_settings({}, out=tmp_path)) == memory.MemoryPlan(2.5, "as before")
     assert memory.plan_memory(read_settings({}, out=tmp_path, memory_gb=3)) == memory.MemoryPlan(3.0, "stated")
-    (tmp_path / "config.json").write_text('{"reading": [')
-    assert memory.plan_memory(read_settings({}, out=tmp_path)).origin == "free"
+    for damaged in ('{"reading": [', '{"reading": {"memory": {"gb": -1.0}}}', '{"reading": {"memory": {"gb": NaN}}}'):
+        (tmp_path / "config.json").write_text(damaged)
+        assert memory.plan_memory(read_settings({}, out=tmp_path)).origin == "free"
 
 
 def test_tables_in_a_file_are_changed_without_being_in_memory(simulated, tmp_path, nothing_is_small):
@@ -102,6 +113,143 @@ def test_a_full_disk_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match="no room for .* --feature-store"):
         scratch.scratch_array(tmp_path, (1 << 30, 1 << 20))
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def files_of_at_most(size):
+    "No file of this process may be larger, as on a disk that is full."
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_leaves_nothing(toy, tmp_path, monkeypatch, nothing_is_small):
+    monkeypatch.setattr(memory, "READINGS", 1e-9)
+    with files_of_at_most(20_000), pytest.raises(UserError, match="has no room for 0.0 GB"):
+        loaded(toy, tmp_path / "readings", memory_gb=0.1)
+    monkeypatch.undo()
+    with files_of_at_most(20_000), pytest.raises(UserError, match="Cannot write .*frames-.*too large"):
+        loaded(toy, tmp_path / "features")
+    kept = {path.name for path in tmp_path.glob("*/features/*") if not path.name.endswith(".lock")}
+    assert kept <= {"sources.json"}
+
+
+def test_a_scratch_file_has_no_name_when_it_is_filled(tmp_path, monkeypatch):
+    seen, reserve = [], scratch._reserve
+    monkeypatch.setattr(scratch, "_reserve", lambda *of: (seen.append(list(tmp_path.iterdir())), reserve(*of)))
+    assert scratch.is_in_file(scratch.scratch_array(tmp_path, (10, 10))) and seen == [[]]
+    def unsupported(*of): raise OSError(errno.EOPNOTSUPP, "not supported")
+    monkeypatch.setattr(os, "posix_fallocate", unsupported, raising=False)
+    assert scratch.scratch_array(tmp_path, (10, 10)).sum() == 0
+    with pytest.raises(UserError, match="no room for"):
+        scratch.scratch_array(tmp_path, (1 << 30, 1 << 20))
+
+
+def test_the_kernel_is_asked_for_what_is_needed_and_for_nothing_around_it(simulated, tmp_path, monkeypatch):
+    """The bytes that it is asked for are those of the slice, and writing in parts asks it to read nothing else."""
+    from gesture_nb.data.sequences import slice_sequences
+    from gesture_nb.features.frames import take_frames
+
+    asked = []
+    monkeypatch.setattr(scratch, "KEPT_BY_KERNEL", 0)
+    monkeypatch.setattr(scratch, "_advise", lambda array, advice, *part: asked.append((advice, *part)))
+    values = scratch.scratch_array(tmp_path, simulated.values.shape)
+    values[:] = np.arange(values.size).reshape(values.shape)
+    part = slice_sequences(replace(simulated, values=values), 3, 7)
+    whole = np.frombuffer(values._mmap, np.uint8)
+    bytes_asked = b"".join(whole[start:start + length].tobytes() for _, start, length in asked)
+    assert bytes_asked == part.values.tobytes() and {advice for advice, *_ in asked} == {"MADV_WILLNEED"}
+    asked.clear()
+    with scratch.written_in_parts(values): values[:, :4] = 1
+    assert [advice for advice, *_ in asked] == ["MADV_RANDOM", "MADV_NORMAL"]
+    asked.clear()
+    frames = frame_features(simulated)
+    mapped = scratch.scratch_array(tmp_path, frames.values.shape)
+    mapped[:] = frames.values
+    taken = take_frames(replace(frames, values=mapped, grids=None), np.array([5, 2]))
+    whole = np.frombuffer(mapped._mmap, np.uint8)
+    assert b"".join(whole[start:start + n].tobytes() for _, start, n in asked) == taken.values.tobytes()
+
+
+def test_advice_reaches_the_kernel(tmp_path, monkeypatch):
+    """Whatever part of a page is asked for; a system without such advice, or one that refuses it, goes on."""
+    monkeypatch.setattr(scratch, "KEPT_BY_KERNEL", 0)
+    values = scratch.scratch_array(tmp_path, (3, 5000))
+    for start, stop in ((0, 5000), (1, 2), (4000, 5000)): scratch.will_need(values[:, start:stop])
+    scratch._advise(values, "MADV_NO_SUCH_ADVICE")
+    scratch._advise(values, "MADV_WILLNEED", 1 << 40, 10)
+    scratch.will_need(np.zeros((3, 4)))
+    scratch.will_need(values[:, :0])
+    scratch.will_need(values.T[::2])
+
+
+def test_folders_in_memory_hold_no_large_files(tmp_path, monkeypatch):
+    store, other = tmp_path / "store", tmp_path / "tmp"
+    other.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(other))
+    monkeypatch.setattr(scratch, "IN_MEMORY", 0)
+    monkeypatch.setattr(scratch, "is_in_memory", lambda folder: Path(folder) == store)
+    assert Path(scratch.scratch_array(store, (10, 10)).filename).parent == other
+    assert scratch.temporary_room().folder == other
+    monkeypatch.setattr(scratch, "is_in_memory", lambda folder: True)
+    monkeypatch.setattr(scratch, "free_memory", lambda: 1000)
+    assert Path(scratch.scratch_array(store, (10, 10)).filename).parent == store and scratch.temporary_room() is None
+    with pytest.raises(UserError, match="in memory themselves.*TMPDIR"):
+        scratch.scratch_array(store, (100, 100))
+
+
+def test_a_folder_that_cannot_be_written_is_not_used(tmp_path, monkeypatch):
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and allowed(path, mode))
+    assert Path(scratch.scratch_array(tmp_path, (10, 10)).filename).parent == Path(tempfile.gettempdir())
+
+
+@pytest.mark.parametrize("value", ["nan", "-4", "0", "0.01", "1e99", "much", ""])
+def test_a_limit_that_is_none(value, tmp_path):
+    if value:
+        with pytest.raises(UserError, match="memory_gb is .* a number from 0.1"): read_settings({}, memory_gb=value)
+    else: assert read_settings({"GESTURE_NB_MEMORY_GB": value}).memory_gb is None
+
+
+def test_a_limit_that_is_too_small_is_said(toy, simulated):
+    assert not memory.MemoryPlan(4.0, "stated").lines(simulated)
+    assert "less than any training takes" in memory.MemoryPlan(0.1, "stated").lines(simulated)[0]
+
+
+def test_what_only_looks_at_recordings_keeps_them_in_a_file(toy, tmp_path, monkeypatch, nothing_is_small):
+    from gesture_nb.data import understanding
+    from gesture_nb.explorer import recordings
+
+    usual, shown = understanding.inspect_recordings(toy), recordings.explored(toy)
+    kept, put = [], scratch.Room.empty
+    monkeypatch.setattr(scratch.Room, "empty", lambda *of: (kept.append(put(*of)), kept[-1])[1])
+    for module in (understanding, recordings):
+        monkeypatch.setattr(module, "temporary_room", lambda: scratch.Room(tmp_path, 0))
+    assert understanding.inspect_recordings(toy) == usual and scratch.is_in_file(kept[0])
+    found = recordings.explored(toy)
+    assert scratch.is_in_file(found.table.values)
+    assert found.table.values.tobytes() == shown.table.values.tobytes() and not list(tmp_path.iterdir())
+
+
+def test_irregular_times_of_readings_in_a_file(tmp_path, nothing_is_small, monkeypatch):
+    import pandas as pd
+
+    from gesture_nb.data import timing
+
+    rng = np.random.default_rng(0)
+    parts = []
+    for i in range(20):
+        t = np.cumsum(rng.uniform(0.005, 0.05, 80) if i % 2 else np.full(80, 0.02))
+        acc = rng.normal(size=(80, 3)) + [0, 0, 9.8]
+        parts.append(pd.DataFrame({"sequence_id": f"s{i}", "subject": "abcd"[i % 4], "gesture": "xy"[i % 2], "t": t,
+                                   **dict(zip(("acc_x", "acc_y", "acc_z"), acc.T))}))
+    pd.concat(parts).to_parquet(tmp_path / "bent.parquet", index=False)
+    monkeypatch.setattr(timing, "_AT_ONCE", 3000)
+    here = read_recordings(tmp_path / "bent.parquet")
+    there = read_recordings(tmp_path / "bent.parquet", room=scratch.Room(tmp_path, 0))
+    assert here.findings["time"]["irregular"] > 0 and scratch.is_in_file(there.values)
+    assert here.values.tobytes() == there.values.tobytes() and np.array_equal(here.offsets, there.offsets)
 
 
 def test_padding_and_units_of_readings_in_a_file(tmp_path, nothing_is_small):
@@ -259,8 +407,6 @@ print(most[0] - before)
 @pytest.mark.soak
 def test_memory_does_not_grow_with_the_readings(tmp_path):
     "Two gigabytes of readings: in a file they take a fraction of that, in memory all of it."
-    from pathlib import Path
-
     script = Path(__file__).parents[1] / "benchmarks/scale.py"
     subprocess.run([sys.executable, str(script), "data", str(tmp_path), "--times", "2"], check=True)
     taken = []

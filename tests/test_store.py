@@ -1,4 +1,5 @@
 """The feature store: damage is found, work is done once, nothing is lost."""
+import errno
 import os
 import re
 import subprocess
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from faults import flipped
 
+from gesture_nb import scratch
 from gesture_nb.config import UserError, read_settings
-from gesture_nb.data.sequences import blocks, slice_sequences, table_from_arrays, take
+from gesture_nb.data.sequences import blocks, concat, slice_sequences, table_from_arrays, take
 from gesture_nb.features import record as R
 from gesture_nb.features import store as S
 from gesture_nb.features.compute import FrameSettings, frame_features
@@ -188,7 +190,6 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_full_disk_is_a_sentence_and_keeps_the_old_store(tmp_path, monkeypatch):
-    import errno
     S.load_or_build(TABLE, tmp_path, source="a")
     before = files(tmp_path)
     def full(self, a): raise OSError(errno.ENOSPC, "No space left on device")
@@ -246,6 +247,21 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert p.returncode == 0, err
     assert "Warning: store cannot be written, so the features are kept in memory" in out
     assert "summaries are kept in memory" in out and "kind ndarray" in out
+
+
+def test_features_of_readings_in_a_file_are_in_one_where_nothing_can_be_written(tmp_path, monkeypatch):
+    def refused(*of): raise UserError("cannot be written") from OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(S, "_exclusive", refused)
+    monkeypatch.setattr(scratch, "SMALL", 0)
+    values = scratch.scratch_array(tmp_path, TABLE.values.shape)
+    values[:] = TABLE.values
+    table, (reporter, lines) = replace(TABLE, values=values), hearing()
+    more = take(table, [3, 1])
+    f = S.load_or_build(table, tmp_path / "store", None, reporter, source="a", block_rows=300, more=(more,))
+    assert scratch.is_in_file(f.values) and scratch.is_in_file(f.grids) and "cannot be written" in lines[0]
+    assert same(f, frame_features(concat([TABLE, take(TABLE, [3, 1])])))
+    x, _ = S.load_or_build_summaries(f, tmp_path / "store", None, reporter)
+    assert x.tobytes() == summarise(f).values.tobytes()
 
 
 def test_a_finished_store_is_read_from_a_read_only_folder(tmp_path):

@@ -12,6 +12,7 @@ from gesture_nb import trackers
 from gesture_nb.errors import UserError
 from gesture_nb.progress import Reporter
 from gesture_nb.report.run_log import read_events
+from gesture_nb.sinks import LineSink
 from gesture_nb.tracked_values import Curves, score_values, tag_of
 from gesture_nb.tracking import Tracker, last_attempt, record
 
@@ -156,14 +157,48 @@ def test_a_restart_begins_a_new_run_of_the_tool(tmp_path):
     assert last_attempt(first + second) == second and last_attempt(first) == first
 
 
+def test_another_seed_in_the_same_folder_is_another_run_of_the_tool(run, copy):
+    """RUN_ANY_TRAINING=1 trains again beside what is there: neither its log nor its points are mixed with the old."""
+    from gesture_nb.artifacts import read_sealed, write_sealed
+
+    opened, plan = [e for e in run.events if e["kind"] in ("open", "plan")][:2]
+    again = [{**e, "loss": e["loss"] / 2} if e["kind"] == "step" else e for e in run.events]
+    assert last_attempt(run.events + again) == again and last_attempt(run.events + run.events) == run.events * 2
+    first, second, third = Lists(), Lists(), Lists()
+    record(first, run.events, copy)
+    known = read_sealed(copy / "members" / "identity.json")
+    write_sealed(copy / "members.next" / "identity.json", known | {"seed": 7})   # as another training begins
+    for event in (opened | {"folder": str(copy)}, plan, *(e for e in again if e["kind"] == "step")):
+        second.on_event(event)
+    second.close(True)
+    steps = {key for key in first.points if key[0].endswith("loss")}
+    assert second.calls[0] == ("start", None, "run") and steps <= second.points.keys()
+    assert all(second.points[key][0] == first.points[key][0] / 2 for key in steps)
+    third.folder = copy
+    for event in (opened | {"folder": str(copy)}, plan, again[-1]): third.on_event(event)
+    assert third._ledger.run_id == "run 1" and third._resumes   # the other training goes on in its own run
+
+
+def test_a_tool_without_the_run_gets_it_anew(run, copy):
+    class Lost(Lists):
+        def has_run(self, run_id): return False
+    first, second = Lists(), Lost()
+    record(first, run.events, copy)
+    record(second, run.events, copy)
+    assert second.calls[0] == ("start", None, "run") and second.points == first.points
+    assert second.recorded == first.recorded > 0 and second.run_id == "run 1"
+
+
 def test_ablations_and_other_commands_are_not_recorded(tmp_path):
     tracker = Lists()
     opened = {"kind": "open", "time": 0.0, "folder": str(tmp_path)}
     ablation = [opened, {"kind": "ablation", "time": 0.1}, *training(step("Torch", 1, 1, 1))[1:]]
-    for event in [*ablation, opened, {"kind": "say", "time": 3.0, "text": "a report"}, step("Torch", 1, 1, 2)]:
+    search = [opened, {"kind": "search", "time": 0.1}, *training(step("Torch", 1, 1, 1))[1:]]
+    for event in [*ablation, *search, opened, {"kind": "say", "time": 3.0, "text": "a report"}, step("Torch", 1, 1, 2)]:
         tracker.on_event(event)
     tracker.close(False)
-    assert tracker.calls == [] and not [*tmp_path.iterdir()] and last_attempt(ablation) == [opened]
+    assert tracker.calls == [] and not [*tmp_path.iterdir()]
+    assert last_attempt(ablation) == last_attempt(search) == [opened]
 
 
 @pytest.mark.parametrize("error, status", [(None, "finished"), (ValueError, "failed"), (KeyboardInterrupt, "killed")])
@@ -185,22 +220,66 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(capsys):
     class Broken(Lists):
         def write(self, row): raise OSError("the store is gone")
     healthy = Lists()
-    with Reporter(sinks=[Broken(), healthy]) as reporter:
+    with Reporter(sinks=[Broken(), healthy, LineSink()]) as reporter:
         reporter.plan(1)
         with reporter.training("Torch", epochs=1, steps=2) as t:
             t.start_epoch(1)
             for _ in range(2): t.step(0.5, 1e-3)
     assert healthy.calls[-1] == ("finish", "finished") and len(healthy.points) == 2 * 3
-    assert [type(s).__name__ for s in reporter.sinks] == ["Lists"]
+    assert [type(s).__name__ for s in reporter.sinks] == ["Lists", "LineSink"]
+    assert "OSError: the store is gone. The training goes on; a replay of its log" in capsys.readouterr().out
+
+
+def test_a_tool_that_has_failed_is_asked_for_nothing_more():
+    """A server that hangs costs its limit once, not again for the end of the run; what is open here is closed."""
+    class Gone(Lists):
+        def write(self, row): raise TimeoutError("no answer")
+        def drop(self): self.calls.append(("drop",))
+    tracker = Gone()
+    with Reporter(sinks=[tracker]) as reporter:
+        reporter.plan(1)
+        with reporter.training("Torch", epochs=1, steps=2) as t:
+            t.start_epoch(1)
+            for _ in range(2): t.step(0.5, 1e-3)
+    assert [call[0] for call in tracker.calls] == ["start", "drop"]
+
+
+def test_a_slow_tool_is_named_once(monkeypatch):
+    class Slow(Lists):
+        def write(self, row): now[0] += 30
+    now = [0.0]
+    monkeypatch.setattr("gesture_nb.tracking.clock", types.SimpleNamespace(monotonic=lambda: now[0]))
+    tracker = Slow()
+    said = [tracker.on_event(event) for event in training(*(step("Torch", 1, 1, k) for k in (1, 2)))]
+    assert said == [None, None, "lists took 30 s to record one event; the training waited for it.", None]
 
 
 def test_a_missing_library_is_said_before_the_work(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"MLflow needs a library .* pip install gesture-nb\[trackers\]"):
+    with pytest.raises(UserError, match=r"MLflow needs a library .* pip install 'gesture-nb\[trackers\]'"):
         gn.train(toy, tmp_path / "new", members="lgbm", trackers="mlflow", progress="lines")
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="no tracker 'mlfow'; trackers are tensorboard, mlflow, wandb"):
         gn.replay(tmp_path, to="mlfow")
+
+
+def test_what_the_mode_of_wandb_asks_for(monkeypatch, run, copy, capsys):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    with pytest.raises(UserError, match="WANDB_MODE is 'nonsense', but must be one of online, offline"):
+        trackers.make_trackers("wandb")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    gn.replay(copy, to="wandb")
+    assert "WANDB_MODE=disabled: Weights & Biases records nothing." in capsys.readouterr().out
+    assert not (copy / "trackers").exists()   # so that a later replay records it
+
+
+def test_a_full_disk_leaves_no_torn_record(monkeypatch, tmp_path):
+    pytest.importorskip("tensorboard")
+    writer = trackers.EventFile(tmp_path)
+    monkeypatch.setattr(trackers.os, "write", lambda descriptor, data: len(data) - 1)
+    with pytest.raises(OSError, match="the disk is full"):
+        writer.add_scalar("loss", 0.5, 1, 1.0)
 
 
 def test_names_of_classes_are_fit_for_every_tool():
@@ -300,7 +379,8 @@ def test_wandb(run, copy):
             "print('left:', [t.name for t in threading.enumerate()], 'wandb-core' in left.stdout)")
     done = subprocess.run([sys.executable, "-c", code], cwd=copy.parent, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert done.stdout.splitlines()[-1] == "left: ['MainThread'] False" and "wandb" not in done.stdout
+    assert done.stdout.splitlines()[-1] == "left: ['MainThread'] False"
+    assert "wandb:" not in done.stdout   # how its lines begin
     (path,) = (copy / "trackers" / "wandb").glob("offline-run-*/run-*.wandb")
     rows, exits = history_of(path)
     points = {}

@@ -45,6 +45,7 @@ def test_every_built_in_member_can_be_searched():
             space = member_class(name).search_space(preset)
             assert len(space) >= 4
             stated = {key: dimension.default for key, dimension in space.items()}
+            if name == "keras": assert 2 * space["dropout"].high < 1   # the last layer drops twice as much
             found = checked_preset({"preset": preset, "members": {name: stated}}, "it")
             own = Settings(preset=preset, preset_values=found.values)
             plain = member_class(name)(Settings(preset=preset))
@@ -104,7 +105,7 @@ def test_people_are_held_out_and_in_one_inner_fold_each(people):
         assert not held_out & searched and 2 <= len(held_out) <= people - 2
         folds = [{*groups[parts.outer == 1][parts.inner == k]} for k in range(parts.inner.max() + 1)]
         assert sum(map(len, folds)) == len(searched) and len(folds) == min(5, len(searched)) and all(folds)
-    with pytest.raises(UserError, match="needs at least 4 .subject., and there are 3"):
+    with pytest.raises(UserError, match="needs at least 4 subjects, and there are 3"):
         search_parts(groups[:18], y[:18], 5, 0)
 
 
@@ -133,7 +134,70 @@ def searched(toy, tmp_path_factory):
         patch.setattr(trials, "train_unit", killed)
         with pytest.raises(KeyboardInterrupt): tune_members(3, data=str(toy), out=out, **HOW)
     assert not (out / "tune" / "results.json").exists()
-    return out, tune_members(3, data=str(toy), out=out, **HOW)
+    return out, tune_members(3, data=str(toy), out=out, **HOW | {"save_jsonl": True})
+
+
+def test_the_log_of_a_search_counts_earlier_trials_and_is_no_training(searched):
+    from gesture_nb.report.run_log import read_events
+    from gesture_nb.tracking import last_attempt
+
+    events = read_events(searched[0])
+    units = [(e["label"], e["done"], e["units"], e["trained"]) for e in events if e["kind"] == "unit"]
+    assert units == [("lgbm trial 1", 1, 3, False), ("lgbm trial 3", 2, 3, True), ("lgbm trial 4", 3, 3, True)]
+    assert not {"plan", "step"} & {e["kind"] for e in last_attempt(events)}   # which trackers would record
+
+
+def test_a_lost_process_is_said_and_its_fold_tried_again(toy, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    from gesture_nb.analysis import trials
+    from gesture_nb.executors.base import LostUnitError
+
+    calls, train_unit = [], trials.train_unit
+
+    def lost(*arguments):
+        calls.append(str(arguments[2].folder))
+        if len(calls) in (2, 4): raise LostUnitError("its process was lost")   # a fold of the trial, and of the end
+        return train_unit(*arguments)
+
+    monkeypatch.setattr(trials, "train_unit", lost)
+    assert gn.tune(str(toy), tmp_path, trials=1, **HOW)["lgbm"]["best"] == 1
+    assert calls[1] == calls[2] and calls[3] == calls[4] and len(calls) == 5 and "outer" in calls[4]
+    said = [line for line in capsys.readouterr().out.splitlines() if "it goes on from its checkpoint" in line]
+    assert said == [f"lgbm-trial1{part}: its process was lost; it goes on from its checkpoint"
+                    for part in (" fold 2", "-outer fold 1")]
+
+
+def test_what_people_held_out_do_changes_no_trial(searched, toy, tmp_path):
+    """Their signals are replaced by others: trials try and score the same, and only their own scores change."""
+    import pandas as pd
+
+    from gesture_nb.analysis.trials import search_parts
+
+    table = pd.read_parquet(toy)
+    each = table.drop_duplicates("sequence_id")
+    parts = search_parts(each.subject.to_numpy(str), np.unique(each.gesture, return_inverse=True)[1], 2, 42)
+    rows = table.sequence_id.isin(each.sequence_id[parts.outer == 0]).to_numpy()
+    table.loc[rows, ["acc_x", "acc_y"]] = table.loc[rows, ["acc_y", "acc_x"]].to_numpy() * 3 + 1
+    table.to_parquet(tmp_path / "other.parquet")
+    gn.tune(str(tmp_path / "other.parquet"), tmp_path / "out", trials=3, **HOW)
+    other, mine = found_in(tmp_path / "out"), found_in(searched[0])
+    tried = [[(t["values"], t["scores"]) for t in found["trials"] if t["state"] != "failed"] for found in (other, mine)]
+    assert tried[0] == tried[1] and other["values"] == mine["values"] and other["inner"] == mine["inner"]
+    assert other["outer"] != mine["outer"]
+    with pytest.raises(UserError, match="holds a search with other settings: data was .* and is now"):
+        gn.tune(str(tmp_path / "other.parquet"), searched[0], trials=3, **HOW)
+
+
+def test_a_preset_of_another_search_is_named(searched, tmp_path):
+    from gesture_nb.analysis.tuning import origin_note
+    from gesture_nb.presets import origin_of
+
+    known = json.loads((searched[0] / "tune" / "results.json").read_text())["identity"]
+    origin = origin_of(searched[0] / "tune" / "preset.json")
+    assert origin["scores"]["lgbm"]["trials"] == 4 and origin_note(origin, known) == ""
+    assert "their scores are too good" in origin_note(origin, known | {"folds": "other"})
+    assert origin_of("fast") == origin_of({"preset": "fast"}) == origin_of(tmp_path / "none.json") == {}
+    assert origin_note({"by": "hand"}, known) == ""
 
 
 def test_a_search_goes_on_and_finds_the_same(searched, toy, tmp_path):
@@ -196,6 +260,11 @@ def test_what_a_search_refuses(searched, toy, tmp_path):
     with pytest.raises(UserError, match="--hours and --time-limit-hours are the same setting"):
         tune_members(3, hours=1, time_limit_hours=2)
     with pytest.raises(UserError, match="tune does not read --decision"): tune_members(3, decision="argmax")
+    with pytest.raises(UserError, match="tune does not read --trackers"): tune_members(3, trackers="mlflow")
+    with pytest.raises(UserError, match="The number of trials is 0, but must be a whole number"): gn.tune(trials=0)
+    with pytest.raises(UserError, match="The number of hours is -1, but must be"): tune_members(3, hours=-1)
+    with pytest.raises(UserError, match="lgbm.rounds was 5 and is now 6"):
+        tune_members(3, data=str(toy), out=out, **HOW | {"boosting_rounds": 6})
     (out / "tune" / "study.db").write_bytes(b"no database" * 100)
     with pytest.raises(UserError, match="study.db cannot be used as the storage of a search"):
         tune_members(3, data=str(toy), out=out, **HOW)
@@ -205,7 +274,7 @@ def test_without_optuna_one_sentence_says_so(monkeypatch, tmp_path):
     from gesture_nb.tuning import tune_members
 
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install gesture-nb\[tune\]"): tune_members(3, out=tmp_path / "new")
+    with pytest.raises(UserError, match=r"pip install 'gesture-nb\[tune\]'"): tune_members(3, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -229,3 +298,24 @@ def test_a_killed_search_goes_on(toy, tmp_path):
     models = [sorted(path.read_bytes() for path in (tmp_path / out).glob("tune/lgbm/*/*/fold*/model.txt"))
               for out in ("killed", "whole")]
     assert models[0] == models[1] and len(models[0]) >= 3
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("member", ["lgbm", "torch", "keras", "rocket"])
+def test_the_corners_of_a_search_space_can_be_trained(member, toy, tmp_path):
+    from gesture_nb.analysis.trials import load_search_data, select_all_options, train_fold
+    from gesture_nb.control import StopSignal
+    from gesture_nb.models.spaces import Choice
+    from gesture_nb.progress import Quiet
+    from gesture_nb.training.worker import Here
+
+    settings = read_settings({}, data=str(toy), out=tmp_path, folds=2, epochs=1, boosting_rounds=3)
+    data = load_search_data(settings, Here(Quiet(), StopSignal()))
+    select_all_options(data)
+    space = member_class(member).search_space("fast")
+    ends = {name: (d.options[0], d.options[-1]) if isinstance(d, Choice) else (d.low, d.high)
+            for name, d in space.items()}
+    cases = [{name: pair[k] for name, pair in ends.items()} for k in (0, 1)]
+    if member != "keras": cases += [{name: end} for name, pair in ends.items() for end in pair]
+    for k, values in enumerate(cases):
+        assert train_fold(data, member, values, "inner", 0, str(tmp_path / f"{k}"))["labels"] is not None, values

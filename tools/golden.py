@@ -29,7 +29,7 @@ RECORDS = ROOT / "tests" / "golden"
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "torch", "lightgbm", "tensorflow", "keras")
 RUNS = {
     "spar": ["--folds", "2", "--epochs", "2", "--adapt", "off"],
-    "sim": ["--data", "sim:120", "--folds", "2", "--epochs", "2"],
+    "sim": ["--data", "sim:120", "--folds", "2", "--epochs", "2", "--boosting-rounds", "40"],
 }
 
 

@@ -21,6 +21,7 @@ from ..isolation import isolated_run
 from ..registry import MEMBERS
 from ..training.dataset import Dataset, load_dataset
 from ..training.forecast import format_forecast
+from ..training.gather import plan_work
 from ..training.out_of_fold import UnitOutputs, blend_and_decide
 from ..training.results import read_unit_outputs
 from ..training.run import train
@@ -133,14 +134,17 @@ def ablation_forecast(
     components: tuple[str, ...],
     seconds: dict[Unit, float],   # measured, of the run's units
 ) -> str:
-    "How long the trainings will take, in one sentence."
+    "How long the trainings will take, in one sentence; each component is a run, which plans how many units at once."
     members, units = active_members(settings), {}
     for member in members:
         trainings = sum(c == "flip" or member in affected_members(c, dataset, members) for c in components)
         if trainings:
             measured = [s for unit, s in seconds.items() if unit.member == member]
             units[member] = trainings * dataset.folds, float(np.mean(measured or [0.0]))
-    return format_forecast(units) if units else "Nothing has to be trained for these components."
+    if not units: return "Nothing has to be trained for these components."
+    each = sum(count * mean for count, mean in units.values()) / len(components)
+    work = plan_work(dataset, settings, list(seconds), each, lambda line: None)
+    return format_forecast(units, width=work.at_once)
 
 # %% ../../nbs/81_analysis.ablate.ipynb #ff68640b
 @isolated_run

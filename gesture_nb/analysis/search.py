@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..artifacts import fingerprint, remove
+from ..artifacts import remove
 from ..config import COMPONENTS, Settings, UserError
 from ..executors.base import MOST_LOSSES, Executor, Job, LostUnitError
 from ..executors.plan import WorkPlan
@@ -23,11 +23,11 @@ from ..files import kind_of
 from ..models.registry import member_class
 from ..models.spaces import Dimension
 from ..report.findings import TITLES
-from ..training.identity import identity
 from ..training.worker import events_file
 from .study import (
     TrialRecord,
     best_of,
+    finished_numbers,
     next_trial,
     open_study,
     queue_defaults,
@@ -35,7 +35,7 @@ from .study import (
     tried,
     try_again,
 )
-from .trials import SearchData, named_unit, score_of_folds
+from .trials import SearchData, named_unit, score_of_folds, trial_identity
 
 # %% ../../nbs/80_analysis.trials_search.ipynb #37567b2b
 def space_of(member: str, settings: Settings) -> dict[str, Dimension]:
@@ -55,7 +55,7 @@ class Running:
     values: dict[str, object]     # of all hyperparameters that it states
     by_fold: list[list[int]] = field(default_factory=list)   # labels of the inner folds that are done
     seconds: float = 0.0          # of their trainings
-    lost: int = 0                 # how often a process was lost that worked on the fold
+    lost: int = 0                 # how often a process was lost that worked on its folds
     job: Job | None = None        # the fold that is being trained
 
 LOOK = 0.2       # seconds between two looks at what other processes write
@@ -103,6 +103,14 @@ class FoldRunner:
         for future in done: self.relay.end(running[future].job.name)
         return {future: running.pop(future) for future in done}
 
+    def is_tried_again(self, current: Running, error: LostUnitError) -> bool:
+        "Counts that the process at a fold was lost, and says it; whether the fold may be submitted once more."
+        current.lost += not error.narrowed
+        if current.lost >= MOST_LOSSES: return False
+        fewer = f", {self.executor.width} at once from now on" if error.narrowed else ""
+        self.data.here.reporter.say(f"{current.job.name}: {error}; it goes on from its checkpoint{fewer}")
+        return True
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         "Inside, bars and heartbeat show what other processes do, and a request to stop is met between looks at them."
@@ -126,15 +134,15 @@ class MemberSearch:
         self.runner = FoldRunner(data, member, folder / member, executor, plan)
         self.space = space_of(member, data.settings)
         self.stated = data.settings.values_of(member)
-        base = identity(data.outer, data.settings) | {"inner_folds": fingerprint(data.inner.fold)}
-        known = base | {"version": member_class(member).version}
-        self.study = open_study(folder / "study.db", member, self.space, known)
+        self.study = open_study(folder / "study.db", member, self.space, trial_identity(data, member))
         self.broken = try_again(self.study, self.space)
         queue_defaults(self.study, self.space, {k: v for k, v in self.stated.items() if k in self.space})
 
     def run(self, deadline: float) -> None:
         "Goes on until there are enough trials, or until the deadline on the clock of `time.monotonic()`."
         running: dict[Future, Running] = {}
+        for number in finished_numbers(self.study)[:self.trials]:
+            self.data.here.reporter.unit_done(f"{self.member} trial {number}", trained=False)   # before
         while True:
             while self._may_begin(running, deadline): self._submit(running, self._begin(), deadline)
             if not running: break
@@ -166,9 +174,7 @@ class MemberSearch:
     def _goes_on(self, current: Running, future: Future) -> bool:
         "Takes up the result of a fold; whether the trial goes on with the next one."
         try: result = future.result()
-        except LostUnitError as error:
-            current.lost += 1
-            return current.lost < MOST_LOSSES or self._fail(current, error)
+        except LostUnitError as error: return self.runner.is_tried_again(current, error) or self._fail(current, error)
         except Exception as error: return self._fail(current, error)
         if result["labels"] is None: return False
         current.by_fold.append(result["labels"])

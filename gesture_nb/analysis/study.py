@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STARTUP', 'load_optuna', 'quiet_optuna', 'distributions', 'open_study', 'try_again', 'queue_defaults',
-           'tried', 'next_trial', 'TrialRecord', 'records_of', 'best_of', 'importance_of']
+           'tried', 'finished_numbers', 'next_trial', 'TrialRecord', 'records_of', 'best_of', 'importance_of']
 
 # %% ../../nbs/80_analysis.study.ipynb #8fb1d6c4
 import warnings
@@ -27,7 +27,7 @@ def load_optuna():
     try:
         import optuna
     except ImportError:
-        raise UserError("A search needs Optuna, which is not installed: pip install gesture-nb[tune].") from None
+        raise UserError("A search needs Optuna, which is not installed: pip install 'gesture-nb[tune]'.") from None
     return optuna
 
 @contextmanager
@@ -109,11 +109,18 @@ def queue_defaults(study, space: Mapping[str, Dimension], stated: Mapping[str, o
 # %% ../../nbs/80_analysis.study.ipynb #6d3afbbc
 STARTUP = 8   # trials with random values, the first one's aside, before earlier scores steer
 
+def _counts(trial) -> bool:
+    "Whether a trial was begun and not broken off by the end of its process; one whose training failed counts."
+    return trial.state.name not in ("WAITING", "FAIL") or (trial.state.name == "FAIL" and "error" in trial.user_attrs)
+
 def tried(study) -> int:
-    "How many trials were begun and not broken off by the end of their process."
-    states = load_optuna().trial.TrialState
-    counted = [t for t in study.get_trials(deepcopy=False) if t.state not in (states.WAITING, states.FAIL)]
-    return len(counted) + sum("error" in t.user_attrs for t in study.get_trials(deepcopy=False, states=(states.FAIL,)))
+    "How many trials count."
+    return sum(map(_counts, study.get_trials(deepcopy=False)))
+
+def finished_numbers(study) -> list[int]:
+    "The numbers, from 1, of the trials that count and are over."
+    return [trial.number + 1 for trial in study.get_trials(deepcopy=False)
+            if _counts(trial) and trial.state.name != "RUNNING"]
 
 def next_trial(study, space: Mapping[str, Dimension], seed: int):
     "An `optuna.Trial` with values for all dimensions: of the queue, else proposed."

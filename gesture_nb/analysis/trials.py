@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'Parts', 'search_parts', 'SearchData', 'load_search_data', 'trial_settings',
-           'select_all_options', 'FoldResult', 'named_unit', 'train_fold', 'labels_of_folds', 'score_of_folds']
+           'select_all_options', 'FoldResult', 'trial_identity', 'named_unit', 'train_fold', 'labels_of_folds',
+           'score_of_folds']
 
 # %% ../../nbs/80_analysis.trials.ipynb #2e659446
 from collections.abc import Mapping, Sequence
@@ -23,11 +24,12 @@ from ..evaluation.metric import METRICS, confusion_counts
 from ..executors.base import Signals
 from ..files import DamagedError
 from ..isolation import isolated_run
+from ..models.registry import member_class
 from ..registry import MEMBERS
 from ..text import count_of
 from ..threads import computing_with
 from ..training.dataset import Dataset, make_batch, make_dataset, read_training_table
-from ..training.identity import differences, identity
+from ..training.identity import differences, identity, unit_identity
 from ..training.units import (
     Unit,
     finished,
@@ -58,8 +60,9 @@ def search_parts(
     "Parts that are disjoint by group, two groups held out at least. `UserError` for fewer than four groups."
     count = len(np.unique(groups))
     if count < 4:
-        raise UserError(f"A search holds people out whom no trial sees, and tries on others: it needs at least 4 "
-                        f"({kind}), and there are {count}. Record more, or set the hyperparameters by hand.")
+        raise UserError("A search holds people out whom no trial sees, and tries on others: it needs at least "
+                        f"{count_of(4, kind)}, and there {'is' if count == 1 else 'are'} {count}. Record more, or set "
+                        "the hyperparameters by hand.")
     searched = ~_held_out(groups, y, seed)
     inner_folds = min(folds, len(np.unique(groups[searched])))
     return Parts(searched.astype(np.int64), make_folds(groups[searched], y[searched], inner_folds, seed))
@@ -154,6 +157,14 @@ def _result_of_unit(dataset: Dataset, settings: Settings, unit: Unit) -> FoldRes
     if differences(metadata["identity"], own): return None
     probs = read_arrays(unit.folder / OUTPUTS)["proba"]
     return FoldResult(labels=probs.argmax(1).tolist(), seconds=float(metadata["seconds"]))
+
+def trial_identity(data: SearchData, member: str) -> dict:
+    "What the scores of a member's trials depend on besides the values that are searched."
+    base = identity(data.outer, data.settings) | {"inner_folds": fingerprint(data.inner.fold)}
+    settings = trial_settings(data.settings, member, data.settings.values_of(member))
+    train = make_batch(data.inner, np.flatnonzero(data.inner.fold != 0))
+    if options := data.inner.options_by_fold.get(0): train = replace(train, options=options)
+    return unit_identity(base, member_class(member)(settings, settings.seed, 0), train)
 
 def named_unit(member: str, part: str, fold: int, folder: str | Path) -> Unit:
     "A fold of a trial under the name of its trial, for sentences and file names: 'lgbm-trial3 fold 1'."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'MemberResult', 'result_of_search', 'outcome_of', 'advice_of', 'result_lines', 'preset_of',
-           'earlier_results', 'Found', 'plan_search', 'tune']
+           'origin_note', 'earlier_results', 'Found', 'plan_search', 'tune']
 
 # %% ../../nbs/80_analysis.tune.ipynb #75a465f7
 import math
@@ -20,7 +20,7 @@ import numpy as np
 from ..artifacts import fingerprint, read_json, remove, write_json
 from ..config import Settings, UserError, active_members
 from ..control import StopSignal
-from ..executors.base import MOST_LOSSES, LostUnitError
+from ..executors.base import LostUnitError
 from ..executors.plan import WorkPlan
 from ..files import DamagedError, kind_of
 from ..isolation import isolated_run
@@ -62,9 +62,8 @@ def _outer_labels(search: MemberSearch, records: Mapping[str, TrialRecord]) -> d
     while running:
         for future, current in search.runner.next_results(running).items():
             try: labels[current.trial] = future.result()["labels"]
-            except LostUnitError:
-                current.lost += 1
-                if current.lost >= MOST_LOSSES: raise
+            except LostUnitError as error:
+                if not search.runner.is_tried_again(current, error): raise
                 running[search.runner.submit(current.job)] = current
     return {"winner": labels["preset"]} | labels
 
@@ -118,20 +117,31 @@ def result_lines(member: str, result: MemberResult) -> list[str]:
     return lines + ["  " + advice_of(result)]
 
 # %% ../../nbs/80_analysis.tune.ipynb #edc7daa0
-def preset_of(results: Mapping[str, MemberResult], settings: Settings, source: str) -> dict[str, object]:
-    "The contents of `preset.json`: winners' values, those that were stated for other members, and their origin."
+def preset_of(results: Mapping[str, MemberResult], settings: Settings, known: Mapping) -> dict[str, object]:
+    """The contents of `preset.json`: winners' values, those that were stated for other members, and their origin.
+    `known`: the identity of the search."""
     base = preset_value(settings)
-    known = base["members"] if isinstance(base, dict) else {}
+    stated = base["members"] if isinstance(base, dict) else {}
     own = {member: result["values"] for member, result in results.items()}
     origin = {member: {"trials": len(result["trials"]), "inner": result["inner"], "outer": dict(result["outer"])}
               for member, result in results.items()}
-    about = {"study": "study.db", "data": source, "versions": versions(own) | {"optuna": version("optuna")}}
-    return {"preset": settings.preset, "members": known | own, "origin": about | {"scores": origin}}
+    about = {"study": "study.db", "data": known["data"], "folds": known["folds"],
+             "versions": versions(own) | {"optuna": version("optuna")}}
+    return {"preset": settings.preset, "members": stated | own, "origin": about | {"scores": origin}}
+
+def origin_note(origin: Mapping, known: Mapping) -> str:
+    """A sentence where the preset's values come from a search that held out other people, '' where they do not.
+    `origin`: as a preset file has it; `known`: the identity of this search."""
+    if "scores" not in origin or all(origin.get(name) == known[name] for name in ("data", "folds")): return ""
+    return ("The values of the preset file come from a search with other recordings, or other people held out: as far "
+            "as it was about people who are held out here, their scores are too good.")
+
+_EARLIER = {"identity": dict, "members": {str: {"values": dict, "trials": list, "inner": dict, "outer": dict}}}
 
 def earlier_results(path: Path, known: dict) -> dict[str, MemberResult]:
     "Results of members that were searched before in the same folder, on the same data; none if there are others."
     if not kind_of(path): return {}
-    try: found = read_json(path, {"identity": dict, "members": {str: dict}})
+    try: found = read_json(path, _EARLIER)
     except DamagedError: return {}
     return found["members"] if found["identity"] == as_stored(known) else {}
 
@@ -146,7 +156,13 @@ def plan_search(data: SearchData, trials: int) -> WorkPlan:
     return plan_work(data.outer, data.settings, units, 0.0, data.here.reporter.say)
 
 @isolated_run
-def tune(settings: Settings, trials: int, reporter, stop: StopSignal | None = None) -> Found:
+def tune(
+    settings: Settings,
+    trials: int,               # of each member
+    reporter,
+    stop: StopSignal | None = None,
+    origin: Mapping = {},      # of the preset file that the settings were read from, if it says one
+) -> Found:
     """Searches for hyperparameters of each member, one after another, in equal parts of the time limit; writes
     `tune/results.json` and `tune/preset.json`. The caller holds the lock of the run folder."""
     stop, folder, members = stop or StopSignal(), settings.output_path / "tune", active_members(settings)
@@ -158,7 +174,9 @@ def tune(settings: Settings, trials: int, reporter, stop: StopSignal | None = No
         data = load_search_data(settings, Here(reporter, stop))
         select_all_options(data)
         known = identity(data.outer, settings) | {"inner_folds": fingerprint(data.inner.fold)}
-        results = earlier_results(folder / "results.json", known)
+        results, note = earlier_results(folder / "results.json", known), origin_note(origin, known)
+        if note: reporter.say(note)
+        reporter.event("search")   # what is trained from here on is not the run
         reporter.plan(trials * len(members))
         plan = plan_search(data, trials)
         data = replace(data, threads=plan.threads, cores=plan.cores_each)
@@ -167,7 +185,7 @@ def tune(settings: Settings, trials: int, reporter, stop: StopSignal | None = No
                 deadline = _deadline(reporter.started, settings.time_limit_hours, len(members) - k)
                 results[member] = _search(MemberSearch(data, member, folder, executor, plan, trials), deadline)
                 reporter.say("\n".join(result_lines(member, results[member])))
-                _write(folder, results, known, data)
+                _write(folder, results, known, data, note)
     return Found(folder, {member: results[member] for member in members})
 
 def _deadline(started: float, hours: float | None, members: int) -> float:
@@ -187,7 +205,7 @@ def _search(search: MemberSearch, deadline: float) -> MemberResult:
         finally: stop.deadline = before
         return result_of_search(search)
 
-def _write(folder: Path, results: dict[str, MemberResult], known: dict, data: SearchData) -> None:
+def _write(folder: Path, results: dict[str, MemberResult], known: dict, data: SearchData, note: str) -> None:
     "Writes `results.json` and `preset.json`."
     outer, held_out = data.outer, data.outer.fold == 0
     people, sequences = {}, {}
@@ -195,5 +213,6 @@ def _write(folder: Path, results: dict[str, MemberResult], known: dict, data: Se
         people[name], sequences[name] = len(np.unique(outer.subjects[rows])), int(rows.sum())
     record = {"identity": known, "members": results, "people": people, "sequences": sequences,
               "inner_folds": data.inner.folds, **outer.about_folds}
+    if note: record["note"] = " ".join([*filter(None, [outer.note]), note])
     write_json(folder / "results.json", record)
-    write_json(folder / "preset.json", preset_of(results, data.settings, outer.source))
+    write_json(folder / "preset.json", preset_of(results, data.settings, known))

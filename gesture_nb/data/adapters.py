@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% ../../nbs/12_data.adapters.ipynb #03337626
+def _check_table(table: object) -> None:
+    "`UserError` for anything but a table of recordings."
+    if isinstance(table, SequenceTable): return
+    raise UserError(f"This is a {type(table).__name__}, but must be a SequenceTable, as gn.read_recordings and "
+                    "gn.from_arrays return it.")
+
 def _tidy_columns(table: SequenceTable) -> dict[str, np.ndarray]:
     "Column → `[rows]`."
     owner, meta = sequence_of_row(table.offsets), dict(table.meta)
@@ -40,6 +46,7 @@ def _tidy_columns(table: SequenceTable) -> dict[str, np.ndarray]:
 def tidy_arrow(table: SequenceTable) -> "pa.Table":
     "The rows of a table as a tidy Arrow table."
     import pyarrow as pa
+    _check_table(table)
     return pa.table({name: pa.array(values, from_pandas=True) for name, values in _tidy_columns(table).items()})
 
 @isolated
@@ -55,7 +62,7 @@ def sequences_in(table: SequenceTable) -> list[np.ndarray]:
 
 def _padded(table: SequenceTable) -> np.ndarray:
     "float32 `[n, channels, longest]`; NaN behind the end of a shorter recording."
-    x = np.full((len(table), len(table.names), int(table.lengths.max())), np.nan, np.float32)
+    x = np.full((len(table), len(table.names), int(table.lengths.max(initial=0))), np.nan, np.float32)
     for padded, sequence in zip(x, sequences_in(table)): padded[:, :sequence.shape[1]] = sequence
     return x
 
@@ -93,6 +100,7 @@ def to_arrays(
     `[n, channels, length]`, where all recordings have one length, else `np-list`, arrays `[channels, length]`.
 
     `numpy3D` of unequal lengths is padded with NaN. Raises `UserError` for an unknown form."""
+    _check_table(table)
     if form is None: form = "numpy3D" if len(set(table.lengths.tolist())) == 1 else "np-list"
     if form not in _FORMS:
         raise UserError(f"The form is '{form}', but must be one of {', '.join(_FORMS)}.{suggestion(form, _FORMS)}")
@@ -131,6 +139,7 @@ def to_dataset(table: SequenceTable) -> "datasets.Dataset":
     """The recordings as a `datasets.Dataset`: a row a recording, the gesture as a `ClassLabel`, a list a channel.
 
     The lists share the memory of the table. Raises `UserError` if `datasets` is not installed."""
+    _check_table(table)
     library, rows = import_datasets(), recordings_arrow(table)
     features = library.Features.from_arrow_schema(rows.schema)
     if table.labelled:
@@ -190,7 +199,8 @@ def is_list(kind: "pa.DataType") -> bool:
     "Whether a column of this type holds a list a row."
     import pyarrow as pa
     if isinstance(kind, pa.BaseExtensionType): kind = kind.storage_type
-    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list,
+                                       pa.types.is_list_view, pa.types.is_large_list_view))
 
 def _lengths_of(column: "pa.Array") -> np.ndarray:
     "int64 `[n]`: how many entries the list of each row has; -1 where there is no list."
@@ -211,6 +221,14 @@ def _check_lengths(lengths: dict[str, np.ndarray]) -> np.ndarray:
     if (steps < 1).any():
         raise UserError(f"Row {int(np.argmin(steps)) + 1} of the frame has no steps: leave it out.")
     return steps
+
+def _check_names(column: "pa.ChunkedArray") -> None:
+    "`UserError` for a `sequence_id` that two rows have."
+    counts = column.value_counts().to_pylist()
+    twice = next((entry["values"] for entry in counts if entry["counts"] > 1), None)
+    if twice is None: return
+    raise UserError(f"Two rows of the frame have the sequence_id '{twice}', but a row is a recording: give each a name "
+                    "of its own, or leave the column out.")
 
 def _spread(column: "pa.Array", lengths: np.ndarray, steps: np.ndarray) -> "pa.Array":
     "The entries of all lists, one after the other, without a copy; nulls for the steps of a missing list."
@@ -253,11 +271,13 @@ def rows_of_steps(rows: "pa.Table") -> "pa.Table":
     """Rows of recordings, with lists in their cells, as rows of steps; other rows as they are, those in which even the
     subject is a list included. Entries of lists are not copied. `UserError`: lists of a recording differ in length."""
     import pyarrow as pa
-    if not len(rows) or not any(is_list(column.type) for column in rows.columns): return rows
+    if not any(is_list(column.type) for column in rows.columns): return rows
+    if not len(rows): raise UserError("The frame has no rows: a recording is a row, with a list a channel.")
     columns = dict(_columns(rows))
     if any(name in columns and is_list(columns[name].type) for name in ("sequence_id", "subject")): return rows
     lengths = {name: _lengths_of(column) for name, column in columns.items() if is_list(column.type)}
     steps = _check_lengths(lengths)
+    if "sequence_id" in columns: _check_names(columns["sequence_id"])
     owner = np.repeat(np.arange(len(rows)), steps)
     repeated = pa.array(owner)
     tidy = {name: _spread(column, lengths[name], steps) if name in lengths else _one_a_row(column, repeated)

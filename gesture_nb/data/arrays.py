@@ -121,24 +121,28 @@ def _from_multiindex(frame) -> Arrays:
     "A pandas frame with an index of (sequence, step), in order of first appearance."
     if frame.index.nlevels != 2:
         raise UserError(f"The index of X has {frame.index.nlevels} levels, but must have two: sequence and step.")
+    values = real_numbers(frame)
+    if values is None: raise UserError("X holds something else than numbers: its columns must be channels.")
+    if not len(values): raise UserError("X has 0 sequences: at least 1 is needed.")
     codes = frame.index.codes[0]
     order = np.argsort(np.unique(codes, return_index=True)[1], kind="stable")
     rank = np.empty(codes.max() + 1, np.int64)
     rank[np.unique(codes)[order]] = np.arange(len(order))
     rows = np.argsort(rank[codes], kind="stable")
     cuts = np.flatnonzero(np.diff(rank[codes][rows])) + 1
-    values = frame.to_numpy(np.float32)[rows]
-    return Arrays([a.T for a in np.split(values, cuts)], tuple(map(str, frame.columns)))
+    return Arrays([a.T for a in np.split(values[rows], cuts)], tuple(map(str, frame.columns)))
 
 def _from_nested(frame) -> Arrays:
     "A pandas frame with a series in each cell, a row a sequence, a column a channel."
     x = []
     for i, row in enumerate(frame.itertuples(index=False, name=None)):
-        cells = [np.asarray(cell, np.float32) for cell in row]
+        cells = [real_numbers(cell) for cell in row]
+        if any(cell is None or cell.ndim != 1 for cell in cells):
+            raise UserError(f"Sequence {i} of X has a cell that holds something else than the numbers of a channel.")
         if len({len(cell) for cell in cells}) > 1:
             raise UserError(f"The channels of sequence {i} of X have different lengths: "
                             f"{', '.join(str(len(cell)) for cell in cells)}.")
-        x.append(np.stack(cells))
+        x.append(_as_matrix(np.stack(cells), i))
     return Arrays(x, tuple(map(str, frame.columns)))
 
 # %% ../../nbs/12_data.arrays.ipynb #40ed8be7

@@ -15,7 +15,7 @@ from html import escape
 import numpy as np
 
 from ..errors import UserError
-from ..scratch import empty_beside, is_in_file
+from ..scratch import empty_beside, is_in_file, will_need
 from ..sensors import sensor_of, sensors
 from ..text import count_of
 
@@ -168,7 +168,9 @@ def take(table: SequenceTable, index) -> SequenceTable:
 def slice_sequences(table: SequenceTable, start: int, stop: int) -> SequenceTable:
     "Sequences `start` to `stop` (excluded) without copying their rows."
     offsets = table.offsets[start:stop + 1]
-    return SequenceTable(table.values[:, table.offsets[start]:table.offsets[stop]], table.names, offsets - offsets[0],
+    values = table.values[:, offsets[0]:offsets[-1]]
+    will_need(values)
+    return SequenceTable(values, table.names, offsets - offsets[0],
                          {key: values[start:stop] for key, values in table.meta.items()}, table.findings)
 
 # %% ../../nbs/01_data.sequences.ipynb #11a2631e

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..schema import DEMOGRAPHICS
-from ..scratch import Room, empty_in, scratch_array
+from ..scratch import Room, empty_in, scratch_array, written_in_parts
 from .assemble import assemble
 from .csv_files import COUNTED, SURROGATE, UTF8_HINT, csv_batches, is_number
 from .foreign import foreign_table
@@ -105,7 +105,7 @@ def _side_by_side(blocks: list[np.ndarray], rows: int, room: Room | None) -> np.
     "Blocks `[channels, …]` as one float32 array `[channels, rows]`; each is freed once it is copied."
     values, start = empty_in(room, (len(blocks[0]), rows)), 0
     for k, block in enumerate(blocks):
-        values[:, start:start + block.shape[1]] = block
+        with written_in_parts(values): values[:, start:start + block.shape[1]] = block
         start += block.shape[1]
         blocks[k] = block = None
     return values
@@ -125,7 +125,7 @@ def _gather(
     for batch in batches:
         stop = row + batch.num_rows
         block = _new_block(room, len(channels), row, stop) if values is None else values[:, row:stop]
-        _fill_readings(location, batch, channels, row, block)
+        with written_in_parts(block): _fill_readings(location, batch, channels, row, block)
         if values is None: blocks.append(block)
         rest.append(pa.table({name: batch.column(name) for name in batch.schema.names if name not in is_channel}))
         row = stop

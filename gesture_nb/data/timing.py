@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..schema import ROT
+from ..scratch import empty_beside, is_in_file
 from ..sensors import SENSORS, sensor_of
 from .names import unit_of_name
 from .options import ReadOptions
@@ -238,6 +239,23 @@ def _pieces(table: SequenceTable, i: int, breaks: np.ndarray, seconds: np.ndarra
         else: pieces.append(resample(part, seconds[start:stop], step, rot, whole)._replace(start=start, stop=stop))
     return pieces
 
+_AT_ONCE = 1 << 27   # bytes of a file of resampled readings
+
+class _Kept:
+    "Resampled readings, in files beside the readings themselves where these are in a file."
+    def __init__(self, readings: np.ndarray): self.readings, self.free = readings, readings[:, :0]
+
+    def put(self, values: np.ndarray) -> np.ndarray:
+        "The same numbers `[channels, k]`."
+        channels, k = values.shape
+        if not is_in_file(self.readings) or is_in_file(values): return values
+        if self.free.shape[1] < k:
+            shape = channels, max(k, _AT_ONCE // (channels * values.itemsize))
+            self.free = empty_beside(self.readings, shape, values.dtype)
+        own, self.free = self.free[:, :k], self.free[:, k:]
+        own[:] = values
+        return own
+
 def _joined(pieces: list[Piece]) -> list[Piece]:
     "The pieces of a sequence that is kept whole, as one."
     if len(pieces) == 1: return pieces
@@ -250,7 +268,7 @@ def regular(table: SequenceTable, times: Times, steps: Steps, reading: Reading) 
     breaks, cut = np.union1d(steps.gap, steps.backwards), reading.options.gaps == "cut"
     bent = is_irregular(steps)
     if not bent.any() and not (cut and len(breaks)): return table
-    pieces = []
+    pieces, kept = [], _Kept(table.values)
     for i in range(len(table)):
         first, stop = table.offsets[i], table.offsets[i + 1]
         inside = breaks[(breaks > first) & (breaks < stop)] - first
@@ -258,7 +276,8 @@ def regular(table: SequenceTable, times: Times, steps: Steps, reading: Reading) 
             pieces.append([Piece(table.values[:, first:stop], 0, int(stop - first), np.arange(stop - first))])
             continue
         parts = _pieces(table, i, inside, times.seconds[first:stop], steps.median[i] if bent[i] else None)
-        pieces.append(parts if cut else _joined(parts))
+        parts = parts if cut else _joined(parts)
+        pieces.append([piece._replace(values=kept.put(piece.values)) for piece in parts])
     return _table_of_pieces(table, pieces)
 
 def is_irregular(steps: Steps) -> np.ndarray:
@@ -273,5 +292,7 @@ def _table_of_pieces(table: SequenceTable, pieces: list[list[Piece]]) -> Sequenc
     if "gesture_start" in meta:
         starts = zip(flat, meta["gesture_start"].tolist())
         meta["gesture_start"] = np.array([_start_in(piece, start) for piece, start in starts], np.int64)
-    values = np.ascontiguousarray(np.concatenate([piece.values for piece in flat], axis=1), np.float32)
-    return replace(table, values=values, offsets=offsets_of([p.values.shape[1] for p in flat]), meta=meta)
+    offsets = offsets_of([piece.values.shape[1] for piece in flat])
+    values = empty_beside(table.values, (len(table.names), offsets[-1]))
+    np.concatenate([piece.values for piece in flat], axis=1, out=values, casting="same_kind")
+    return replace(table, values=values, offsets=offsets, meta=meta)

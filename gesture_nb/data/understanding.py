@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from ..schema import CMI_RATE_HZ
+from ..scratch import temporary_room
 from ..sensors import SENSORS
 from ..text import html_text, printable
 from .options import ReadOptions
@@ -203,7 +204,8 @@ def inspect_recordings(
     **stated,                           # fields of `ReadOptions`
 ) -> Understanding:
     "What is understood of recordings. `UserError` if they cannot be read."
-    try: return understand(read_recordings(data, options, reporter=reporter, to_predict=True, **stated))
+    how = {"reporter": reporter, "to_predict": True, "room": temporary_room()}
+    try: return understand(read_recordings(data, options, **how, **stated))
     except UnitsError as e:
         if e.table is None: raise
         return replace(understand(e.table), problem=str(e))

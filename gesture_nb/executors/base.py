@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['MOST_LOSSES', 'GRACE', 'MAKERS', 'Job', 'LostUnitError', 'JobError', 'Packed', 'pack', 'unpack',
-           'search_path', 'function_of', 'perform', 'result_of', 'units_folder', 'Signals', 'Executor',
+           'received', 'search_path', 'function_of', 'perform', 'result_of', 'units_folder', 'Signals', 'Executor',
            'check_executor', 'make_executor']
 
 # %% ../../nbs/59_executors.base.ipynb #724040d3
@@ -15,7 +15,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for_futures
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +41,8 @@ class LostUnitError(Exception):
     "The process or machine that did a job was lost. The job may be submitted again: it goes on from its checkpoint."
     def __init__(self, message: str = "", memory: bool = False):
         super().__init__(message)
-        self.memory = memory   # whether it seems to have been lost for lack of memory
+        self.memory = memory    # whether it seems to have been lost for lack of memory
+        self.narrowed = False   # whether the executor does fewer jobs at once from now on
 
 class JobError(RuntimeError):
     "A job raised an error other than a `UserError`; the text holds its type, its message and its traceback."
@@ -56,13 +58,12 @@ def pack(value: object) -> Packed:
     from joblib.externals.loky.cloudpickle_wrapper import dumps  # cloudpickle's, wherever this joblib has it
     try: return Packed(dumps(value, protocol=5), secrets.token_hex(8))
     except Exception as e:
-        raise UserError(f"What the units work on cannot be sent to another process ({type(e).__name__}: {e}). "
-                        "With --executor local they are trained in this one.") from e
+        raise UserError(f"What the units work on cannot be sent to another process ({type(e).__name__}: {e}).") from e
 
 _UNPACKED: dict[str, object] = {}   # the last one
 
 def unpack(packed: Packed) -> object:
-    "The value that `pack` turned into bytes; it is made once in a process."
+    "The value that `pack` turned into bytes; it is made once in a process. `UserError` if that cannot be done here."
     from joblib.externals.loky.cloudpickle_wrapper import loads
     if packed.key not in _UNPACKED:
         _UNPACKED.clear()
@@ -70,7 +71,13 @@ def unpack(packed: Packed) -> object:
         except (ImportError, AttributeError) as e:
             raise UserError(f"A process that trains units lacks something that was defined elsewhere: {e}. Define "
                             "members and sensors in a notebook, or in a module that all processes can import.") from e
+        except (FileNotFoundError, DamagedError) as e:
+            raise UserError(f"A process that trains units does not see a file that all units share ({e}): choose a run "
+                            "folder with --out, and a --feature-store, that all machines of the executor see.") from e
     return _UNPACKED[packed.key]
+
+def received(shared: object) -> None:
+    "A job that does nothing: to do it, a process must have been able to unpack what the jobs share."
 
 # %% ../../nbs/59_executors.base.ipynb #fbe38801
 def search_path() -> str:
@@ -92,10 +99,15 @@ def perform(
     try:
         value = unpack(shared) if isinstance(shared, Packed) else shared
         return {"result": function_of(call)(value, **arguments)}
-    except Exception as error:
-        kind = "UserError" if isinstance(error, UserError) else type(error).__name__
-        return {"error": str(error), "type": kind, "memory": lacks_memory(error),
-                "traceback": "".join(traceback.format_exception(error))}
+    except KeyboardInterrupt: raise
+    except BaseException as error: return _failure(error)
+
+def _failure(error: BaseException) -> dict:
+    "An error as plain values, also one that has no text."
+    kind = "UserError" if isinstance(error, UserError) else type(error).__name__
+    try: text, memory = str(error), lacks_memory(error)
+    except Exception: text, memory = "an error whose text cannot be made", False
+    return {"error": text, "type": kind, "memory": memory, "traceback": "".join(traceback.format_exception(error))}
 
 def result_of(outcome: dict) -> object:
     "The result of a job that `perform` did; raises `UserError`, `LostUnitError` (no memory was left) or `JobError`."
@@ -114,6 +126,7 @@ class Signals:
     "The files in `logs/units` of a run folder by which a run and its workers find each other."
     folder: Path
     token: str
+    ahead: float = 0.0   # seconds by which the clock of the file system is ahead of that of the run's machine
 
     @classmethod
     def begin(cls, run: Path) -> "Signals":
@@ -121,7 +134,7 @@ class Signals:
         signals = cls(units_folder(run), secrets.token_hex(8))
         remove(signals.folder / "stop")
         write_text(signals.folder / "run", signals.token)
-        return signals
+        return replace(signals, ahead=-signals.clock_error())
 
     def _read(self, name: str) -> str:
         try: return read_bytes(self.folder / name, 64, self.folder.parents[1]).decode("ascii", "replace")
@@ -129,7 +142,7 @@ class Signals:
 
     def check(self) -> None:
         "Raises `UserError` unless this machine sees the run folder."
-        if self._read("run") == self.token: return
+        if self.token in (self._read("run"), self._read("stop")): return
         raise UserError(f"A worker does not see the run folder {self.folder.parents[1]}: choose a folder with --out on "
                         "a file system that all machines of the executor share.")
 
@@ -143,9 +156,18 @@ class Signals:
         try: return os.stat(self.folder / "run").st_mtime
         except OSError: return 0.0
 
+    def clock_error(self) -> float:
+        """Seconds by which the clock of this machine is ahead of that of the run's, as far as both compare themselves
+        with the clock of the file system; renews the sign of life."""
+        self.renew()
+        renewed = self.renewed()
+        return time.time() - renewed + self.ahead if renewed else 0.0
+
     def stop(self) -> None:
-        "Asks all workers to save and stop."
-        write_text(self.folder / "stop", self.token)
+        "Asks all workers to save and stop; where the disk is full, by giving a file another name."
+        try: write_text(self.folder / "stop", self.token)
+        except UserError:
+            with suppress(OSError): os.replace(self.folder / "run", self.folder / "stop")
 
     def stopped(self) -> bool:
         "Whether workers are to stop: they were asked to, or another run has begun in the folder."
@@ -204,8 +226,9 @@ class Executor(ABC):
     def __enter__(self) -> "Executor": return self
 
     def __exit__(self, *error) -> None:
-        self.close()
-        if self.signals is not None: self.signals.clear()
+        try: self.close()
+        finally:
+            if self.signals is not None: self.signals.clear()
 
 # %% ../../nbs/59_executors.base.ipynb #4c5eb709
 MAKERS = {

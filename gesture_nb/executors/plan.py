@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['UNLIMITED', 'MOST_THREADS', 'LONG', 'gpu_count', 'Machine', 'this_machine', 'threads_of_unit', 'Need',
-           'WorkPlan', 'make_plan', 'is_busy', 'obstacle']
+           'shares_of_cores', 'WorkPlan', 'make_plan', 'is_busy', 'obstacle']
 
 # %% ../../nbs/59_executors.plan.ipynb #8d98ca65
+import math
 import multiprocessing
 import os
 import sys
@@ -59,8 +60,31 @@ class Need:
 
     @property
     def cores(self) -> int:
-        "Cores that it keeps busy: small nets and boosted trees use half of the threads at most."
+        "Cores that it gets: half of its threads. Small nets and boosted trees seldom keep more of them busy."
         return max(1, self.threads // 2) * self.processes
+
+    def units_on(self, gpus: int) -> int:
+        "How many units so many GPUs have room for; no GPU is asked for more than all of it."
+        if self.gpus < 1: return gpus * int(1 / self.gpus + 1e-9)
+        return gpus // math.ceil(self.gpus)
+
+    def gpus_of(self, number: int) -> range:
+        "Which GPUs the unit `number` of those at work gets; units with a part of one fill one GPU after another."
+        each, first = math.ceil(self.gpus), number
+        if self.gpus < 1: first = number // int(1 / self.gpus + 1e-9)
+        return range(first * each, (first + 1) * each)
+
+def shares_of_cores(
+    cores: int,       # that the plan reckons with
+    processes: int,
+) -> list[tuple[int, ...]]:
+    """Numbers of the cores that each of so many processes may run on: as many as there are, shared out.
+
+    () stands for any of them: where the system cannot tell processes apart so, where one process gets all, and where
+    the plan reckons with fewer cores than it sees: a quota is kept by the system, and others may use the rest."""
+    seen = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    if len(seen) != cores or not 1 < processes <= cores: return [()] * processes
+    return [tuple(seen[k * cores // processes:(k + 1) * cores // processes]) for k in range(processes)]
 
 # %% ../../nbs/59_executors.plan.ipynb #ad29a1e7
 @dataclass(frozen=True)
@@ -71,6 +95,7 @@ class WorkPlan:
     width: int             # units at once
     separate: bool         # whether they are trained in processes of their own
     limited_by: str = ""   # what allows no more, in words; '' if nothing was asked for that is not given
+    elsewhere: bool = False    # whether a cluster decides where they are trained, and how many at once
 
     @property
     def threads(self) -> int: return self.need.threads
@@ -80,12 +105,23 @@ class WorkPlan:
     def memory(self) -> int: return self.need.memory
     @property
     def cores_each(self) -> int:
-        "Cores that a unit may use for what does not depend on the number of threads."
+        "Cores that a unit may use for what does not depend on the number of threads; of a cluster those it asks for."
+        if self.elsewhere: return max(1, self.need.cores // self.need.processes)
         return max(1, self.machine.cores // (self.width * self.need.processes))
+    @property
+    def at_once(self) -> int | None:
+        "Units at once, where that is known."
+        return None if self.elsewhere else self.width
 
-    def job(self, name: str, call: str, arguments: dict) -> Job:
+    def job(
+        self,
+        name: str,
+        call: str,
+        arguments: dict,
+        short: int = 0,   # how often it was lost for lack of memory; each time it asks for twice as much
+    ) -> Job:
         "A job that asks for what a unit needs."
-        return Job(name, call, arguments, self.need.cores, self.gpus, self.memory)
+        return Job(name, call, arguments, self.need.cores, self.gpus, self.memory << short)
 
     def line(self) -> str:
         "The plan in one sentence."
@@ -110,7 +146,7 @@ def make_plan(
     limits = [(max(units, 1), ""),
               (machine.cores // need.cores, f"{machine.cores} cores for {need.cores} a unit"),
               (free // max(need.memory, 1), f"{_gigabytes(free)} free for {share}")]
-    if need.gpus: limits.append((int(machine.gpus / need.gpus + 1e-9), f"{machine.gpus} GPUs for {need.gpus:g} a unit"))
+    if need.gpus: limits.append((need.units_on(machine.gpus), f"{machine.gpus} GPUs for {need.gpus:g} a unit"))
     most, reason = min(limits, key=lambda limit: limit[0])
     if not separate: return WorkPlan(need, machine, 1, False)
     width = max(1, most if wanted is None else min(most, wanted))

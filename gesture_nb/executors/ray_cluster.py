@@ -4,10 +4,11 @@
 __all__ = ['Node', 'nodes_of', 'refusal', 'make_task', 'as_ours', 'RayTasks', 'make_ray']
 
 # %% ../../nbs/59_executors.ray.ipynb #4d6f728b
+import math
 import os
 import threading
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def make_task():
 def as_ours(ray, error: Exception, job: Job) -> Exception:
     "What an error of Ray means for the run: the unit is lost and may be submitted again, or the job itself failed."
     known, text = ray.exceptions, first_line(error)
+    if isinstance(error, UserError): return error
     if isinstance(error, known.TaskCancelledError): return LostUnitError("it was cancelled")
     if isinstance(error, known.OutOfMemoryError):
         return LostUnitError("Ray ended its process, since its machine ran out of memory", memory=True)
@@ -106,7 +108,10 @@ class RayTasks(Executor):
 
     def __init__(self, plan: WorkPlan, folder: Path, address: str | None = None):
         self.plan, self.cluster, self.shared = plan, connect(plan, address), None
-        super().__init__(folder)
+        with ExitStack() as unless_begun:
+            unless_begun.callback(self.cluster.close)
+            super().__init__(folder)
+            unless_begun.pop_all()
         self.ray = self.cluster.ray
         self.variables = worker_environment(_without_gpus(plan), 0) | {"PYTHONPATH": search_path()}
         self._at_work: list[_Submitted] = []
@@ -120,17 +125,19 @@ class RayTasks(Executor):
         self.shared = self.ray.put(np.frombuffer(data, np.uint8)), key
 
     def submit(self, job: Job) -> Future:
-        future, reason = Future(), refusal(job, nodes_of(self.ray))
-        if reason:
-            future.set_exception(UserError(reason))
-            return future
-        stream = self._task(job).remote(*self.shared, job.call, job.arguments, os.getcwd())
-        with self._lock: self._at_work.append(_Submitted(job, future, stream))
+        future = Future()
+        try:
+            if reason := refusal(job, nodes_of(self.ray)): raise UserError(reason)
+            stream = self._task(job).remote(*self.shared, job.call, job.arguments, os.getcwd())
+        except Exception as error: future.set_exception(as_ours(self.ray, error, job))
+        else:
+            with self._lock: self._at_work.append(_Submitted(job, future, stream))
         return future
 
     def _task(self, job: Job):
         "The task with what it asks for. Its process does nothing else, so that memory is given back at its end."
-        needs = {"num_cpus": job.threads, "num_gpus": job.gpus, "max_retries": 0, "name": job.name}
+        gpus = job.gpus if job.gpus < 1 else math.ceil(job.gpus)   # Ray shares out parts of one GPU only
+        needs = {"num_cpus": job.threads, "num_gpus": gpus, "max_retries": 0, "name": job.name}
         if job.memory: needs["memory"] = job.memory
         task = self.ray.remote(max_calls=1, num_returns="streaming", **needs)(make_task())
         return task.options(runtime_env={"env_vars": self.variables})
@@ -140,13 +147,13 @@ class RayTasks(Executor):
         while not self._ended.wait(0 if self._at_work else _LOOK):
             with self._lock: submitted = {task.stream: task for task in self._at_work}
             if not submitted: continue
-            try: ready, _ = self.ray.wait(list(submitted), timeout=_LOOK, fetch_local=False)
-            except Exception as error:   # the connection is gone
+            try:
+                ready, _ = self.ray.wait(list(submitted), timeout=_LOOK, fetch_local=False)
+                for stream in ready: self._hear(submitted[stream])
+                for task in submitted.values():
+                    if task.future.cancelled(): self._drop(task)
+            except Exception as error:   # the connection is gone: whoever waits for a future must hear of it
                 for task in submitted.values(): self._finish(task, error=as_ours(self.ray, error, task.job))
-                continue
-            for stream in ready: self._hear(submitted[stream])
-            for task in submitted.values():
-                if task.future.cancelled(): self._drop(task)
 
     def _hear(self, task: _Submitted) -> None:
         try: said = self.ray.get(next(task.stream))

@@ -12,6 +12,7 @@ import signal
 import stat
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -32,8 +33,8 @@ from .base import (
     result_of,
     search_path,
 )
-from .local import worker_environment
-from .plan import WorkPlan
+from .local import keep_to, worker_environment
+from .plan import WorkPlan, shares_of_cores
 
 # %% ../../nbs/59_executors.submitit.ipynb #763aa78c
 def cluster_of(
@@ -80,8 +81,10 @@ class Work:
     shared: str      # file with what all jobs share
     key: str
     folder: str      # the working directory of the run
+    cores: Sequence[int] = ()   # that it runs on, of this machine; Slurm binds its jobs itself
 
     def __call__(self) -> dict:
+        keep_to(self.cores)
         notice, self.preempted = signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"], False
         requeue = signal.signal(notice, self._preempt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})   # by which a worker stops its own main thread
@@ -121,6 +124,7 @@ class _Submitted:
     job: Job
     future: Future
     handle: object    # a `submitit.Job`
+    cores: Sequence[int] = ()
 
 class SubmititJobs(Executor):
     "Jobs of Slurm, or processes of this machine, through submitit."
@@ -130,8 +134,9 @@ class SubmititJobs(Executor):
         self.submitit, self.cluster = import_module("submitit"), cluster_of(partition)
         self.plan, self.partition = plan, None if self.cluster == "local" else partition
         self.width = plan.width if self.cluster == "local" else None   # Slurm has a queue of its own
-        self.jobs, self.key, self.failed = jobs_folder(folder), "", False
+        self.shares = shares_of_cores(plan.machine.cores, self.width or 1)
         super().__init__(folder)
+        self.jobs, self.key, self.failed = jobs_folder(folder), "", False
         self._at_work: list[_Submitted] = []
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="submitit jobs", daemon=True)
@@ -142,7 +147,9 @@ class SubmititJobs(Executor):
         with atomic_path(self.jobs / "shared") as path: path.write_bytes(data)
 
     def submit(self, job: Job) -> Future:
-        work = Work(job.call, job.arguments, str(self.jobs / "shared"), self.key, os.getcwd())
+        with self._lock: taken = {task.cores for task in self._at_work}
+        cores = next((share for share in self.shares if share not in taken), ())
+        work = Work(job.call, job.arguments, str(self.jobs / "shared"), self.key, os.getcwd(), cores)
         executor = self.submitit.AutoExecutor(self.jobs / "work", cluster=self.cluster, **self._timeouts())
         executor.update_parameters(**parameters_of(job, self.cluster, self.partition))
         variables = worker_environment(replace(self.plan, need=replace(self.plan.need, gpus=0.0)), 0)
@@ -152,7 +159,7 @@ class SubmititJobs(Executor):
         except Exception as error:
             future.set_exception(UserError(f"{job.name} could not be submitted: {_last_line(str(error))}"))
             return future
-        with self._lock: self._at_work.append(_Submitted(job, future, handle))
+        with self._lock: self._at_work.append(_Submitted(job, future, handle, cores))
         return future
 
     def _timeouts(self) -> dict[str, int]: return {f"{self.cluster}_max_num_timeout": TIMEOUTS}
@@ -160,7 +167,11 @@ class SubmititJobs(Executor):
     def _follow(self) -> None:
         "Looks at the jobs until the executor is closed."
         while not self._ended.wait(_LOOK):
-            for task in list(self._at_work): self._look(task)
+            for task in list(self._at_work):
+                try: self._look(task)
+                except Exception as error:   # whoever waits for the future must hear of it
+                    self._end(task)
+                    self._finish(task, LostUnitError(f"its job could not be looked at: {_last_line(str(error))}"))
 
     def _look(self, task: _Submitted) -> None:
         if task.future.cancelled():
@@ -173,14 +184,16 @@ class SubmititJobs(Executor):
     def _forget(self, task: _Submitted) -> None:
         with self._lock: self._at_work = [other for other in self._at_work if other is not task]
 
-    def _finish(self, task: _Submitted) -> None:
-        "Gives the future the result of its job, or its error."
+    def _finish(self, task: _Submitted, error: Exception | None = None) -> None:
+        "Gives the future the result of its job, or the error."
         self._forget(task)
-        if not task.future.running() and not task.future.set_running_or_notify_cancel(): return
-        try: result = result_of(outcome_of(self.submitit, task.job, task.handle))
-        except Exception as error:
+        if task.future.done() or not task.future.running() and not task.future.set_running_or_notify_cancel(): return
+        try:
+            if error is not None: raise error
+            result = result_of(outcome_of(self.submitit, task.job, task.handle))
+        except Exception as raised:
             self.failed = True
-            task.future.set_exception(error)
+            task.future.set_exception(raised)
         else: task.future.set_result(result)
 
     def _end(self, task: _Submitted) -> None:

@@ -18,8 +18,10 @@ from ..data.options import ReadOptions, read_options
 from ..data.readers import read_recordings, read_table, source_fingerprint
 from ..data.sequences import SequenceTable
 from ..files import kind_of
+from ..scratch import temporary_room
 from ..text import printable
 from ..training.dataset import store_folder
+from ..training.memory import plan_memory
 from ..training.results import read_config, read_metrics, read_oof
 
 # %% ../../nbs/81_explorer.recordings.ipynb #ab368bb3
@@ -96,7 +98,8 @@ def of_run(
     folder = Path(folder)
     oof, metrics = read_oof(folder), read_metrics(folder)
     settings = read_settings({}, **run_settings(folder, **({} if data is None else {"data": str(data)})))
-    try: table = read_table(settings.data if data is None else data, settings, reporter)
+    room = plan_memory(settings).room(store_folder(settings))
+    try: table = read_table(settings.data if data is None else data, settings, reporter, room=room)
     except UserError as e:
         if data is not None: raise
         raise UserError(f"The recordings of the run in {printable(folder)} cannot be read: {e} Name them: "
@@ -123,6 +126,6 @@ def explored(
     "What a page is made of. `UserError` with the way out if it cannot be read."
     if is_run(source): return of_run(getattr(source, "folder", source), data, reporter)
     if data is not None: raise UserError(f"{printable(source)} holds no finished run, so data= must be left out.")
-    table = read_recordings(source, options, reporter=reporter, to_predict=True)
+    table = read_recordings(source, options, reporter=reporter, to_predict=True, room=temporary_room())
     name = str(source) if isinstance(source, (str, Path)) else "recordings"
     return of_recordings(table, name)

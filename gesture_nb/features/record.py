@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'VALUES', 'GRIDS', 'INDEX', 'MAX_STORE', 'KINDS', 'HEADER_SHAPE', 'Store', 'check_parquet',
-           'digest_of', 'record_writer', 'read_record', 'RawFile', 'size_and_time', 'write_store',
+           'digest_of', 'record_writer', 'read_record', 'RawFile', 'BlockIndex', 'size_and_time', 'write_store',
            'find_fault_of_header', 'load']
 
 # %% ../../nbs/24_features.record.ipynb #24b00002
@@ -152,11 +152,21 @@ class RawFile:
         self.sha.update(data)
     def close(self) -> None: self.file.close()
 
-class _BlockIndex(NamedTuple):
-    "The part of the index that comes from one block, arrays `[n]`."
+class BlockIndex(NamedTuple):
+    "What is kept of a block besides its rows, arrays `[n]`."
     lengths: np.ndarray
     rate_hz: np.ndarray
     masks: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, block: FrameFeatures) -> "BlockIndex": return cls(block.lengths, block.rate_hz, block.masks)
+
+    @classmethod
+    def joined(cls, parts: list["BlockIndex"]) -> "BlockIndex":
+        "That of all blocks together."
+        lengths, rate = (np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "rate_hz"))
+        masks = {mask: np.concatenate([part.masks[mask] for part in parts]) for mask in parts[0].masks}
+        return cls(lengths, rate.astype(np.float32), masks)
 
 # %% ../../nbs/24_features.record.ipynb #24a00001
 class _Writer:
@@ -185,7 +195,7 @@ class _Writer:
         if block.grids is not None: jobs.append(pool.submit(self.raw[GRIDS].add, block.grids))
         if self.record: self.record.write_table(_to_arrow(block, sum(len(p.lengths) for p in self.pieces), self.schema))
         for job in jobs: job.result()
-        self.pieces.append(_BlockIndex(block.lengths, block.rate_hz, block.masks))
+        self.pieces.append(BlockIndex.of(block))
         self.rows += block.rows
 
     def close(self) -> None:
@@ -195,9 +205,8 @@ class _Writer:
 # %% ../../nbs/24_features.record.ipynb #bb5997a3
 def _write_index(writer: _Writer) -> None:
     "Writes boundaries, rates and masks of all blocks."
-    lengths, rate = (np.concatenate([getattr(p, name) for p in writer.pieces]) for name in ("lengths", "rate_hz"))
-    masks = {mask: np.concatenate([p.masks[mask] for p in writer.pieces]) for mask in writer.first.masks}
-    write_arrays(writer.paths[INDEX], {"offsets": offsets_of(lengths), "rate_hz": rate.astype(np.float32), **masks})
+    lengths, rate, masks = BlockIndex.joined(writer.pieces)
+    write_arrays(writer.paths[INDEX], {"offsets": offsets_of(lengths), "rate_hz": rate, **masks})
 
 def _finish(writer: _Writer, store: Store) -> dict[str, object]:
     "Writes the index, checks the record, and returns the header."

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config import UserError
 from ..data.sequences import offsets_of
-from .frames import FrameFeatures
+from .frames import FrameFeatures, need_sequences
 
 # %% ../../nbs/26_features.views.ipynb #8dddfb11
 VIEW_KINDS = ("tail", "resample")
@@ -84,6 +84,7 @@ def gather_windows(
     """The sequences in one shape: `x` float32 `[B, C, L]`, `mask` bool `[B, L]` (False in padding), and `grids` int16
     `[B, L, S, 8, 8]` if there are some (-2 in padding)."""
     start, stop = frames.offsets[index], frames.offsets[np.asarray(index) + 1]
+    need_sequences(frames, index)
     gather = _tail if view.kind == "tail" else _resample
     x, mask = gather(frames.values, start, stop, view.length)
     out = {"x": np.ascontiguousarray(x.transpose(0, 2, 1)), "mask": mask}

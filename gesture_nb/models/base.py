@@ -305,6 +305,15 @@ class Member(ABC):
         convolutions = size.sequences * size.steps * 100 * (size.features + 80)
         return 4e-8 * (convolutions + 80 * size.sequences**2)
 
+    @classmethod
+    def memory(cls, size: TrainingSize) -> float:
+        """Estimated bytes that training one unit holds beside its libraries and the features, which are mapped.
+
+        The default is cautious: windows of all sequences, products of all pairs of them, and their summaries in three
+        copies."""
+        windows = 12 * size.steps * (size.features + size.cells)
+        return size.sequences * (windows + 32 * size.sequences + 24 * size.summaries + 160_000)
+
 # %% ../../nbs/40_models.base.ipynb #e5f00010
 def missing_parts(cls: type[Member]) -> list[str]:
     "Names of the methods and class variables that a subclass of `Member` still lacks."

@@ -49,6 +49,7 @@ from .training_loop import (
     Schedule,
     StepResult,
     check_part,
+    net_bytes,
     net_seconds,
     train_net,
 )
@@ -430,3 +431,6 @@ class TorchMember(Member):
         "Estimated seconds on a CPU; a GPU is faster."
         seconds = net_seconds(hyperparameters, size, per_product=4e-8, per_step=0.013)
         return 6.0 * seconds if preset == "full" else seconds
+
+    @classmethod
+    def memory(cls, size) -> float: return net_bytes(size)

@@ -31,6 +31,7 @@ from ..threads import planned_cores
 from .base import Batch, Member, Outputs, class_weights, derive_seed
 from .rows import (
     AT_ONCE,
+    LARGE_CELLS,
     Rows,
     as_lightgbm_data,
     is_large,
@@ -344,3 +345,9 @@ class LgbmMember(Member):
         "Estimated for all rounds on the inner split, once more on the whole training set, and once more for the twin."
         products = hyperparameters["rounds"] * size.classes * size.summaries * (size.sequences + 1500)
         return (7.5e-10 if hyperparameters.get("twin") else 5e-10) * products
+
+    @classmethod
+    def memory(cls, size) -> float:
+        "Summaries, those of mirror images, and both together; of a large table a byte a number, in two copies."
+        cells = size.sequences * size.summaries
+        return (24 if 2 * cells <= LARGE_CELLS else 4) * cells

@@ -53,6 +53,7 @@ from .training_loop import (
     Schedule,
     StepResult,
     check_part,
+    net_bytes,
     net_seconds,
     train_net,
 )
@@ -271,6 +272,9 @@ class KerasMember(Member):
         "Estimated seconds on a CPU, compilation included."
         seconds = net_seconds(hyperparameters, size, per_product=1.9e-8, per_step=0.01) + 4
         return 8.0 * seconds if preset == "full" else seconds
+
+    @classmethod
+    def memory(cls, size) -> float: return net_bytes(size)
 
 # %% ../../nbs/46_models.gru.ipynb #2644850c
 def from_json(record: type, values: dict):

@@ -293,3 +293,9 @@ class RocketMember(Member):
         products = rows * size.steps * (1000 + 10 * size.features) + rows * rows * 80
         if hyperparameters.get("twin"): products += rows * size.steps * (5000 + 50 * size.features) + rows * rows * 80
         return (2.4 if preset == "full" else 1.0) * (3e-9 * products)
+
+    @classmethod
+    def memory(cls, size: TrainingSize) -> float:
+        "Counts of kernels and products of all pairs of rows; of many sequences products of columns, measured."
+        if size.sequences > MOST_DUAL: return 2e9
+        return size.sequences * (160_000 + 32 * size.sequences)

@@ -63,6 +63,8 @@ class Products(NamedTuple):
         self.gram.add_(other.gram)
         return Products(self.gram, *(a + b for a, b in zip(self[1:], other[1:])))
 
+_STRIP = 256   # rows of a matrix that are added at a time: PyTorch makes float64 of all that it adds at once
+
 def products_of(rows: ManyRows, index: np.ndarray, scales: Scales) -> Products:
     "The products of some rows, multiplied in float32 and added up in float64."
     import torch
@@ -72,7 +74,8 @@ def products_of(rows: ManyRows, index: np.ndarray, scales: Scales) -> Products:
     for x, t in rows.blocks(index):
         z = standardised(x, *scales)
         own = torch.from_numpy(z)
-        gram.add_(torch.mm(own.T, own, out=block))
+        torch.mm(own.T, own, out=block)
+        for part, more in zip(gram.split(_STRIP), block.split(_STRIP)): part.add_(more)
         targets += z.T @ t.astype(np.float32)
         columns, sums = columns + z.sum(0, dtype=np.float64), sums + t.sum(0)
     return Products(gram, targets, columns, sums, len(index))
@@ -91,7 +94,8 @@ def solve(products: Products, alpha: float) -> Solution:
     gram.diagonal().add_(alpha)
     try: factor = torch.linalg.cholesky(gram)
     finally: gram.diagonal().sub_(alpha)
-    return Solution(torch.cholesky_solve(torch.from_numpy(right), factor).numpy(), mean)
+    half = torch.linalg.solve_triangular(factor, torch.from_numpy(right), upper=False)   # `cholesky_solve` copies both
+    return Solution(torch.linalg.solve_triangular(factor.mT, half, upper=True).numpy(), mean)
 
 def select_strength(
     fit: Products,             # of the rows to fit on
@@ -116,7 +120,7 @@ def fit_many(
     split: tuple[np.ndarray, np.ndarray],   # (fit, check) positions, which select the strength
     alphas: Sequence[float],                # strengths to choose from, ascending
 ) -> Classifier:
-    "A classifier of all rows. Three matrices [K, K] of float64 are in memory at a time."
+    "A classifier of all rows. Two matrices [K, K] of float64 and one of float32 are in memory."
     fit, check = (np.asarray(part, np.int64) for part in split)
     scales = scales_of(rows)
     products = products_of(rows, fit, scales)

@@ -22,6 +22,7 @@ import numpy as np
 from ..config import read_settings
 from ..data.sequences import SequenceTable
 from ..evaluation.metric import bootstrap_interval
+from ..events import LogReader
 from ..panel import Panel
 from ..remaining import Remaining
 from ..show import BLUE, calm, canvas, own_style, png, short_labels
@@ -29,7 +30,7 @@ from ..sinks import Bar, wants_widgets
 from ..tasks import format_eta
 from ..text import html_text, printable, short
 from .findings import read_predictions
-from .run_log import LogReader, Replay, read_events, replay, step_unit, title_of
+from .run_log import Replay, read_events, replay, step_unit, title_of
 
 # %% ../../nbs/83_report.dashboard.ipynb #f6166f6a
 _all_ = ["read_events", "replay"]   # of `report.run_log`, offered here as well
@@ -76,16 +77,23 @@ class UnitRows:
         if kind == "open": self.rows = {}
         if kind in ("open", "plan"): self.own, self.at_work = pid, 0
         elif kind == "unit_start": self.at_work += 1
-        elif kind == "unit" and event.get("trained"): self.at_work = max(self.at_work - 1, 0)
+        elif kind == "unit_failed" or (kind == "unit" and event.get("trained")): self.at_work = max(self.at_work - 1, 0)
         if self.own in (None, pid): return None
         row = self.rows.pop(pid, None)
         if row is None and len(self.rows) < max(self.at_work, 1): row = f"unit {len(self.rows) + 1}"
         self.rows[pid] = row or self.rows.pop(next(iter(self.rows)))
         return self.rows[pid]
 
+def _title_with_unit(event: dict) -> str:
+    "What is being done, and by which unit, unless the title says so: 'torch fold 1: Processing pass'."
+    title, unit = title_of(event), str(event.get("of", ""))
+    member, _, fold = unit.rpartition(" fold ")
+    is_told = not unit or (member.isidentifier() and title.endswith(f" fold {fold}")) or title.startswith(unit)
+    return title if is_told else f"{unit}: {title}"
+
 def unit_bar(bar: Bar | None, event: dict) -> Bar | None:
     "The bar of a worker process after one more of its events."
-    kind, title = event["kind"], title_of(event)
+    kind, title = event["kind"], _title_with_unit(event)
     if kind in ("task", "training"): return Bar(title, 0, event.get("total"), "")
     if kind == "progress": return Bar(title, event["done"], event.get("total"), f"{float(event['rate']):.1f}/s")
     if kind != "step": return bar
@@ -103,7 +111,7 @@ class Watch:
         seconds: float = 0.5,          # between two reads of the log
         show: Callable | None = None,  # displays the widgets; None: `IPython.display.display`
     ):
-        self.reader, self.seconds = LogReader(Path(folder) / "logs" / "run.jsonl"), seconds
+        self.reader, self.seconds = LogReader(Path(folder) / "logs" / "run.jsonl", below=folder), seconds
         self.bars: dict[str, Bar] = {}
         self.unit_rows = UnitRows()
         self.remaining, self.heard = Remaining(), (0.0, 0.0)   # the last event's time, and when it was read

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Curves', 'MAX_SHOWN', 'MAX_PLOTS', 'Span', 'title_of', 'spans', 'learning_curves', 'curve_unit',
-           'step_unit', 'longest_silence', 'timeline', 'run_figure', 'Replay', 'replay', 'read_events',
-           'REQUIRED_FIELDS', 'BadEventError', 'BadLine', 'LogReader', 'parse_event']
+           'step_unit', 'longest_silence', 'timeline', 'run_figure', 'Replay', 'replay', 'read_events']
 
 # %% ../../nbs/82_report.run_log.ipynb #baf9ac6b
 from dataclasses import dataclass, field
@@ -13,20 +12,10 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import UserError
+from ..events import BadLine, LogReader
 from ..files import check_folder
 from ..show import BLUE, calm, draw_curves, empty_figure, own_style, png, short_labels, unique_legend
 from ..text import display_width, pad, printable
-from .events import (
-    REQUIRED_FIELDS,  # noqa: F401
-    BadEventError,  # noqa: F401
-    BadLine,
-    LogReader,
-    parse_event,  # noqa: F401
-)
-
-# %% ../../nbs/82_report.run_log.ipynb #37b760f6
-_all_ = ["REQUIRED_FIELDS", "BadEventError", "BadLine", "LogReader",
-         "parse_event"]   # of `report.events`, offered here as well
 
 # %% ../../nbs/82_report.run_log.ipynb #9b8883aa
 @dataclass

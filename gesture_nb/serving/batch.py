@@ -31,6 +31,7 @@ from ..files import absolute, kind_of
 from ..parsers import parse
 from ..parsers import path as path_parser
 from ..progress import Reporter
+from ..scratch import temporary_room
 from ..text import count_of, printable
 from ..training.decision import Decider, Decision
 from ..training.recordings import count_known
@@ -106,7 +107,7 @@ def read_blocks(
     "The sequences to predict; those of a file block by block."
     path = Path(data).expanduser()
     if _is_named(data) or path.suffix == ".npy": yield read_recordings(data, options, reporter=reporter)
-    elif path.is_dir(): yield read_competition(path, "test", reporter=reporter)
+    elif path.is_dir(): yield read_competition(path, "test", reporter=reporter, room=temporary_room())
     else: yield from stream_sequences(path, options, reporter)
 
 # %% ../../nbs/79_serving.batch.ipynb #6b3affb1

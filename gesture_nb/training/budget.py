@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..artifacts import DamagedError, read_sealed, write_sealed
 from ..files import kind_of
-from .forecast import format_duration
+from .forecast import Schedule, format_duration, seconds_at_once
 
 # %% ../../nbs/67_training.budget.ipynb #a0a3bdf5
 RESERVE = 0.05   # share of the time limit for blending, the report and serving
@@ -25,15 +25,16 @@ def units_that_fit(
     seconds_by_member: dict[str, float],   # estimated seconds of one unit
     folds: int,
     left: float,                           # seconds until the limit
+    width: int | None = 1,                 # units at once; None: a cluster decides
 ) -> list[tuple[str, int]]:
     "The pairs (member, fold) that fit, in the order in which they are trained."
-    units = []
+    units, schedule = [], Schedule(width)
     for member in sorted(seconds_by_member, key=seconds_by_member.get):
         seconds = seconds_by_member[member]
         for fold in range(folds):
-            if units and seconds > left: continue
+            if units and schedule.end_of(seconds) > left: continue
             units.append((member, fold))
-            left -= seconds
+            schedule.add(seconds)
     return units
 
 # %% ../../nbs/67_training.budget.ipynb #8e6b0b2e
@@ -44,6 +45,7 @@ class Plan:
     folds: int
     each: dict[str, float]    # member → estimated seconds of one unit
     units: list[list]         # [member, fold], in the order in which they are trained
+    at_once: int | None = 1   # units; None: a cluster decides
 
     def __contains__(self, unit) -> bool: return [unit.member, unit.fold] in self.units
 
@@ -52,12 +54,14 @@ class Plan:
         folds_of = Counter(member for member, _ in self.units)
         planned = [m if n == self.folds else f"{m} {n} of {self.folds} folds" for m, n in folds_of.items()]
         left_out = [member for member in self.each if member not in folds_of]
-        total = format_duration(sum(self.each[member] for member, _ in self.units))
+        total = format_duration(seconds_at_once((self.each[member] for member, _ in self.units), self.at_once or 1))
+        if self.at_once is None: total = f"{total} if they were trained here"
+        elif self.at_once > 1: total = f"{total}, {self.at_once} at once"
         sentence = f"Planned for {self.hours:g} h: {', '.join(planned)}, about {total}"
         return sentence + (f"; no time for {', '.join(left_out)}." if left_out else ".")
 
 # %% ../../nbs/67_training.budget.ipynb #5ffa65be
-_PLAN_SHAPE = {"hours": float, "folds": int, "each": {str: float}, "units": [list]}
+_PLAN_SHAPE = {"hours": float, "folds": int, "each": {str: float}, "units": [list], "at_once?": (int, None)}
 
 def read_plan(
     path: str | Path,
@@ -85,12 +89,13 @@ def make_plan(
     seconds_by_member: dict[str, float],   # estimated seconds of one unit
     left: float,                           # seconds until the limit
     say: Callable[[str], None],
+    width: int | None = 1,                 # units at once; None: a cluster decides
 ) -> Plan:
     "The plan in the file `path` if it fits, else a new one that is written there."
     plan = read_plan(path, hours, folds, seconds_by_member, say)
     if plan is None:
-        units = units_that_fit(seconds_by_member, folds, left)
-        plan = Plan(hours, folds, seconds_by_member, [list(unit) for unit in units])
+        units = units_that_fit(seconds_by_member, folds, left, width)
+        plan = Plan(hours, folds, seconds_by_member, [list(unit) for unit in units], width)
         write_sealed(path, vars(plan))
     say(plan.describe())
     return plan

@@ -209,7 +209,7 @@ def read_training_table(settings: Settings, reporter) -> TrainingTable:
     source = source_fingerprint(settings.data, store_folder(settings), read_options(settings))
     memory = plan_memory(settings)
     table = read_table(settings.data, settings, reporter, room=memory.room(store_folder(settings)))
-    if where := memory.line(table): reporter.say(where)
+    for line in memory.lines(table): reporter.say(line)
     understood = understand(table)
     for line in understood.lines_besides_repairs(): reporter.say(line)
     reading = {"stated": read_options(settings).stated, "understood": understood.as_json(),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['cumsum_by_group', 'flipped_so_far', 'FlipRepairs', 'should_find_flips', 'find_flips', 'FlippedCopies',
-           'with_flipped_copies', 'fix_held_out', 'OrientationFixer', 'read_orientation_fixer']
+           'with_flipped_copies', 'turned_when_held_out', 'OrientationFixer', 'read_orientation_fixer']
 
 # %% ../../nbs/65_training.orientation.ipynb #a80425aa
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from ..evaluation.decode import follows_design
 from ..evaluation.flip import (
     FlipDetector,
     FlipWatch,
+    Signs,
     fit_flip_detector,
     flip_signs,
     is_flipped,
@@ -134,19 +135,19 @@ def with_flipped_copies(
     return FlippedCopies((table, flip_upside_down(take(table, copied))), row_of_fold)
 
 # %% ../../nbs/65_training.orientation.ipynb #17189678
-def fix_held_out(
-    table: SequenceTable,
+def turned_when_held_out(
+    signs: Signs,           # of n sequences, from `flip_signs`; perhaps with sensors removed
+    subjects: np.ndarray,   # [n]
     repairs: FlipRepairs,
-    fold: np.ndarray,    # int [n]
-    order: np.ndarray,   # int [n]: which sequence arrives first, second, …
-) -> SequenceTable:
-    "The table with sequences turned back that their own fold's detector finds; for tables with sensors removed."
-    signs, subjects = flip_signs(table), table.meta["subject"]
-    turned = np.zeros(len(table), bool)
+    fold: np.ndarray,       # int [n]
+    order: np.ndarray,      # int [n]: which sequence arrives first, second, …
+) -> np.ndarray:
+    "bool `[n]`: which sequences their own fold's detector finds to be turned."
+    turned = np.zeros(len(fold), bool)
     for k, detector in enumerate(repairs.detectors):
         rows = np.flatnonzero(fold == k)
         turned[rows] = _held_out_flips(detector, signs, subjects, rows, order[fold[order] == k])
-    return flip_upside_down(table, turned) if turned.any() else table
+    return turned
 
 # %% ../../nbs/65_training.orientation.ipynb #f5bcc577
 class OrientationFixer:

@@ -79,7 +79,7 @@ class FinishedUnits:
         units: Iterable,   # all units of the run, in the order in which they are blended
     ):
         self.dataset, self.settings, self.units = dataset, settings, tuple(units)
-        self._metadata, self._outputs, self._result = {}, {}, None
+        self._metadata, self._outputs, self._blended, self._result = {}, {}, None, None
 
     def __len__(self) -> int: return len(self._metadata)
     def __contains__(self, unit) -> bool: return unit in self._metadata
@@ -87,25 +87,31 @@ class FinishedUnits:
     def add(self, unit, metadata: dict) -> None:
         "Adds a finished unit; its outputs are read from its folder when they are needed."
         self._metadata[unit] = metadata
-        self._result = None
+        self._blended = self._result = None
 
     @property
     def metadata(self) -> dict:
         "Unit → metadata, in the order of `units`."
         return {unit: self._metadata[unit] for unit in self.units if unit in self._metadata}
 
+    def _all_outputs(self) -> list[UnitOutputs]:
+        for unit in self.metadata:
+            if unit not in self._outputs: self._outputs[unit] = read_unit_outputs([unit])[0]
+        return [self._outputs[unit] for unit in self.metadata]
+
+    def blended(self) -> OutOfFoldResult:
+        "The outputs of all finished units, each sequence alone, blended and decided."
+        if self._blended is None: self._blended = blend_and_decide(self.dataset, self.settings, self._all_outputs())
+        return self._blended
+
     def result(self) -> OutOfFoldResult:
-        "The outputs of all finished units, blended and decided."
+        "The same with what is known with the wearers' other recordings, which takes far longer to find."
         if self._result is None:
-            for unit in self.metadata:
-                if unit not in self._outputs: self._outputs[unit] = read_unit_outputs([unit])[0]
-            outputs = [self._outputs[unit] for unit in self.metadata]
-            self._result = blend_and_decide(self.dataset, self.settings, outputs)
+            outputs, self._result = self._all_outputs(), self.blended()
             if self.settings.adapt != "off" and has_answers(outputs): self._adapt(outputs)
         return self._result
 
     def _adapt(self, outputs: list[UnitOutputs]) -> None:
-        "Adds to the result what is known with the wearers' other recordings."
         adapted = run_protocols(self.dataset, self.settings, outputs)
         record = adaptation_record(self.dataset, adapted)
         self._result = replace(self._result, adapted=adapted, blend=self._result.blend | {"adaptation": record})
@@ -303,9 +309,11 @@ def write_blend(dataset: Dataset, settings: Settings, blend: dict) -> None:
 
 # %% ../../nbs/68_training.results.ipynb #60b994df
 def write_partial_blend(done: FinishedUnits, folder: Path) -> None:
-    "Writes the blend of the units in `folder` that are finished so far, unless a finished run serves already."
+    """Writes the blend of the units in `folder` that are finished so far, unless a finished run serves already.
+
+    What the wearers' other recordings are worth is found once, when all units are done."""
     if folder.name != "members" or kind_of(done.settings.output_path / MANIFEST): return
-    write_blend(done.dataset, done.settings, done.result().blend)
+    write_blend(done.dataset, done.settings, done.blended().blend)
 
 # %% ../../nbs/68_training.results.ipynb #68a0c006
 def write_results(done: FinishedUnits, config: dict) -> dict:

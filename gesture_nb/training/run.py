@@ -15,6 +15,7 @@ from ..artifacts import MANIFEST, write_json
 from ..config import Settings, active_members
 from ..control import StopSignal
 from ..executors.base import check_executor
+from ..executors.plan import WorkPlan
 from ..isolation import isolated_run
 from ..models.base import training_size
 from ..models.registry import member_class
@@ -23,10 +24,18 @@ from .budget import Plan, TimeBudget, make_plan
 from .dataset import Dataset, load_dataset, make_batch
 from .decision import check_decision
 from .forecast import estimate_unit_seconds, format_forecast, slowdown
-from .gather import train_units
+from .gather import plan_work, train_units
 from .identity import identity
 from .results import run_config, write_results
-from .units import Unit, promote_members, recover, training_folder, units_to_train
+from .units import (
+    Unit,
+    promote_members,
+    recover,
+    training_folder,
+    unfinished,
+    units_of,
+    units_to_train,
+)
 
 # %% ../../nbs/69_training.run.ipynb #ad2adc82
 def estimate_seconds(dataset: Dataset, settings: Settings) -> dict[str, float]:
@@ -40,12 +49,12 @@ def estimate_seconds(dataset: Dataset, settings: Settings) -> dict[str, float]:
     return seconds
 
 # %% ../../nbs/69_training.run.ipynb #a3a03e30
-def forecast_line(settings: Settings, units: list[Unit], seconds_by_member: dict[str, float]) -> str:
+def forecast_line(settings: Settings, units: list[Unit], seconds_by_member: dict[str, float], work: WorkPlan) -> str:
     "How long the units that are not finished will take, in one sentence; '' if all are."
-    todo = [unit.member for unit in units if not (unit.folder / MANIFEST).exists()]
+    todo = [unit.member for unit in unfinished(units)]
     if not todo: return ""
     counts = {member: (todo.count(member), seconds_by_member[member]) for member in dict.fromkeys(todo)}
-    return format_forecast(counts, settings.time_limit_hours)
+    return format_forecast(counts, settings.time_limit_hours, work.at_once)
 
 # %% ../../nbs/69_training.run.ipynb #089be421
 def plan_of(
@@ -53,13 +62,14 @@ def plan_of(
     settings: Settings,
     folder: Path,                          # of all units
     seconds_by_member: dict[str, float],
+    work: WorkPlan,                        # how many units are trained at once
     reporter,
 ) -> Plan | None:
     "The units that fit into the time limit; None if there is no limit."
     hours = settings.time_limit_hours
     if hours is None: return None
     left = TimeBudget(hours, reporter.started).left()
-    return make_plan(folder / "plan.json", hours, dataset.folds, seconds_by_member, left, reporter.say)
+    return make_plan(folder / "plan.json", hours, dataset.folds, seconds_by_member, left, reporter.say, work.at_once)
 
 # %% ../../nbs/69_training.run.ipynb #d3f564c2
 class TrainedRun(NamedTuple):
@@ -90,12 +100,15 @@ def train(
     folder = training_folder(settings, base, reporter.say)
     reporter.now("estimating how long the training will take")
     seconds_by_member = estimate_seconds(dataset, settings)
-    plan = plan_of(dataset, settings, folder, seconds_by_member, reporter)
+    missing = unfinished(units_of(settings, dataset.folds, folder))
+    work = plan_work(dataset, settings, missing, sum(seconds_by_member[u.member] for u in missing), reporter.say)
+    plan = plan_of(dataset, settings, folder, seconds_by_member, work, reporter)
     config = run_config(settings, base, plan, dataset.reading)
     if not (out / MANIFEST).exists(): write_json(out / "config.json", config)
-    line = forecast_line(settings, units_to_train(settings, dataset.folds, folder, plan), seconds_by_member)
+    line = forecast_line(settings, units_to_train(settings, dataset.folds, folder, plan), seconds_by_member, work)
     if line: reporter.say(line)
-    done = train_units(dataset, settings, folder, base, plan, seconds_by_member, reporter, stop)
+    done = train_units(dataset, settings, folder, base, plan, work, seconds_by_member, reporter, stop)
+    reporter.now("blending the members, and weighing the wearers' other recordings")
     done.result()   # reads what is needed of the units' folders before these move
     if folder.name == "members.next": promote_members(out)
     metrics = write_results(done, config)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Unit', 'units_of', 'finished', 'assert_no_leak', 'options_for_fold', 'check_outputs', 'train_unit',
            'recover', 'refuse_links', 'promote_members', 'training_folder', 'identity_of_finished', 'load_finished',
-           'complete', 'finish_unit', 'units_to_train']
+           'complete', 'finish_unit', 'unfinished', 'units_to_train']
 
 # %% ../../nbs/68_training.units.ipynb #69b0e002
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -254,6 +254,10 @@ def finish_unit(
     return metadata
 
 # %% ../../nbs/68_training.units.ipynb #69b0e009
+def unfinished(units: Iterable[Unit]) -> list[Unit]:
+    "Those of the units that have no manifest."
+    return [unit for unit in units if not (unit.folder / MANIFEST).exists()]
+
 def units_to_train(settings: Settings, folds: int, folder: Path, plan: Plan | None) -> list[Unit]:
     "The units of the plan, in its order; all units of the run if there is no plan."
     units = units_of(settings, folds, folder)

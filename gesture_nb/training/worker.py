@@ -17,6 +17,7 @@ import numpy as np
 from ..config import Settings
 from ..control import StopSignal, cancel_by
 from ..executors.base import Signals
+from ..executors.relay import CLOCK
 from ..files import absolute
 from ..isolation import isolated_run
 from ..models.base import FoldOptions
@@ -130,8 +131,11 @@ def session_of(shared: Shared, unit: Unit, deadline: float | None) -> Iterator[H
     quiet = replace(shared.settings, heartbeat_seconds=86_400.0)   # the run itself has a heartbeat
     sink = JsonlSink(shared.signals.folder / events_file(unit), below=shared.out)
     reporter, stop = Reporter(quiet, sinks=[sink]), StopSignal()
-    if deadline is not None: stop.deadline = time.monotonic() + deadline - time.time()
-    with reporter, stop.on_signals(lambda text: None), _watched(stop, shared.signals): yield Here(reporter, stop)
+    ahead = shared.signals.clock_error()
+    if deadline is not None: stop.deadline = time.monotonic() + deadline - (time.time() - ahead)
+    with reporter, stop.on_signals(lambda text: None), _watched(stop, shared.signals):
+        reporter.event(CLOCK, ahead=ahead)
+        yield Here(reporter, stop)
 
 # %% ../../nbs/68_training.worker.ipynb #4481e2ec
 @isolated_run
@@ -139,7 +143,7 @@ def train_one(
     shared: Shared,
     member: str,
     fold: int,
-    deadline: float | None = None,   # when it must end, in seconds since 1970; only for other processes
+    deadline: float | None = None,   # when it must end, in seconds since 1970 on the run's clock; only elsewhere
     options: dict | None = None,     # those of its fold, if another unit has selected them
     again: bool = False,             # a process was lost that had begun it
 ) -> dict:
