@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,8 +81,10 @@ def test_a_partition_needs_slurm(monkeypatch, tmp_path):
     assert cluster_of(None) == cluster_of("local") == "local"
 
 
-def test_a_job_that_is_told_to_end_is_queued_again(tmp_path, monkeypatch):
-    """The unit is asked to stop as by Ctrl-C; only if it stopped before its end, its job is queued again."""
+@pytest.mark.parametrize("interrupt", [signal.default_int_handler, signal.SIG_IGN], ids=["Ctrl-C", "ignored"])
+def test_a_job_that_is_told_to_end_is_queued_again(tmp_path, monkeypatch, interrupt):
+    """The unit is asked to stop as by Ctrl-C, also where a shell that began the job in the background has left that
+    signal ignored; only if it stopped before its end, its job is queued again."""
     from gesture_nb.executors import submitit_jobs
 
     queued, folder = [], str(tmp_path)
@@ -89,11 +92,14 @@ def test_a_job_that_is_told_to_end_is_queued_again(tmp_path, monkeypatch):
     work = submitit_jobs.Work("builtins:pow", {"again": False}, str(tmp_path / "shared"), "", folder)
 
     def perform(stopped, call, shared, arguments):
-        try: os.kill(os.getpid(), signal.SIGUSR2)
+        try:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(20)
         except KeyboardInterrupt: return {"result": {"stopped": stopped}}
         return {"result": {"stopped": None}}
 
     before = signal.signal(signal.SIGUSR2, lambda *args: queued.append(args))
+    before_interrupt = signal.signal(signal.SIGINT, interrupt)
     try:
         for stopped in (False, True):
             monkeypatch.setattr(submitit_jobs, "perform", lambda *args, stopped=stopped: perform(stopped, *args))
@@ -101,7 +107,9 @@ def test_a_job_that_is_told_to_end_is_queued_again(tmp_path, monkeypatch):
             signal.signal(signal.SIGUSR2, lambda *args: queued.append(args))
             assert work() == {"result": {"stopped": stopped}}
             assert len(queued) == stopped
-    finally: signal.signal(signal.SIGUSR2, before)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+        signal.signal(signal.SIGINT, before_interrupt)
 
 
 # --- Ray

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from ..artifacts import remove, write_text
 from ..errors import UserError
 from ..files import DamagedError, lacks_memory, read_bytes
+from ..writing import move
 
 # %% ../../nbs/59_executors.base.ipynb #9a096ec3
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class Signals:
         "Asks all workers to save and stop; where the disk is full, by giving a file another name."
         try: write_text(self.folder / "stop", self.token)
         except UserError:
-            with suppress(OSError): os.replace(self.folder / "run", self.folder / "stop")
+            with suppress(OSError): move(self.folder / "run", self.folder / "stop")
 
     def stopped(self) -> bool:
         "Whether workers are to stop: they were asked to, or another run has begun in the folder."

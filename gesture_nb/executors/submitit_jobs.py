@@ -95,6 +95,7 @@ class Work:
 
     def _preempt(self, number: int, frame) -> None:
         self.preempted = True
+        if not callable(signal.getsignal(signal.SIGINT)): raise KeyboardInterrupt   # ignored by whoever began this job
         signal.raise_signal(signal.SIGINT)
 
     def checkpoint(self):
