@@ -35,12 +35,6 @@ from gesture_nb.features.loaders import (
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def own_children():
-    "Processes that data loaders have started; those of pools, which other tests began, are none of theirs."
-    return [p for p in multiprocessing.active_children() if "Loky" not in type(p).__name__]
-
-
-
 def frames(lengths, features=3, grids=0, seed=0):
     rng, rows, n = np.random.default_rng(seed), int(np.sum(lengths)), len(lengths)
     values, names = rng.normal(size=(rows, features)).astype("f4"), tuple(f"acc.{i}" for i in range(features))
@@ -187,7 +181,7 @@ def test_a_resilient_loader_halves_its_workers_until_none_is_left():
         assert loader.run(epoch, restore=lambda: restored.append(True)) == 20
         assert loader.workers == 0 and loader.run(epoch, restore=lambda: restored.append(True)) == 20
     assert len(restored) == 2 and [s.split("again with ")[1] for s in lines[-2:]] == ["1 worker.", "no workers."]
-    assert not own_children()
+    assert not multiprocessing.active_children()
     assert order == np.concatenate(list(BatchOrder(20, 4, True, 1))).tolist()
 
 
@@ -223,7 +217,7 @@ def test_an_error_of_the_work_itself_is_not_repeated():
     dataset = SequenceDataset(frames([4] * 20), np.arange(20), View("tail", 4))
     with ResilientLoader(dataset, 4, seed=1, workers=1, start_method="fork") as loader:
         with pytest.raises(RuntimeError, match="the net fell over"): loader.run(work, restore=lambda: None)
-    assert len(attempts) == 1 and not own_children()
+    assert len(attempts) == 1 and not multiprocessing.active_children()
 
 
 # ------------------------------------------------------------------ workers that live and cannot deliver
