@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_LINES', 'MAX_LINE', 'MAX_BAD', 'REQUIRED_FIELDS', 'BadLineError', 'parse_object', 'BadLine',
-           'LineReader', 'parse_event', 'LogReader']
+           'LineReader', 'parse_event', 'LogReader', 'with_unit', 'title_with_unit']
 
 # %% ../nbs/57_events.ipynb #4d62cd58
 import math
@@ -130,3 +130,14 @@ class LogReader(LineReader):
     def new_events(self, last: bool = False) -> list[dict]:
         "The events of all further whole lines; with `last`, also of a line without an end. Errors as of `new_lines`."
         return self.new_lines(last)
+
+# %% ../nbs/57_events.ipynb #4178fb87
+def with_unit(line: str, unit: str) -> str:
+    "A line with the name of its unit in front, unless it is empty or begins with it."
+    return line if not line.strip() or line.startswith(unit) else f"{unit}: {line}"
+
+def title_with_unit(title: str, unit: str) -> str:
+    """What is being done, and by which unit: 'torch fold 1: Processing pass'. The title itself if it names the fold and
+    nothing but a member and a fold make up the unit's name."""
+    member, _, fold = unit.rpartition(" fold ")
+    return title if member.isidentifier() and title.endswith(f" fold {fold}") else with_unit(title, unit)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'Parts', 'search_parts', 'SearchData', 'load_search_data', 'trial_settings',
-           'select_all_options', 'FoldResult', 'trial_identity', 'named_unit', 'train_fold', 'labels_of_folds',
-           'score_of_folds']
+           'select_all_options', 'FoldResult', 'search_identity', 'trial_identity', 'named_unit', 'train_fold',
+           'labels_of_folds', 'score_of_folds']
 
 # %% ../../nbs/80_analysis.trials.ipynb #2e659446
 from collections.abc import Mapping, Sequence
@@ -158,13 +158,16 @@ def _result_of_unit(dataset: Dataset, settings: Settings, unit: Unit) -> FoldRes
     probs = read_arrays(unit.folder / OUTPUTS)["proba"]
     return FoldResult(labels=probs.argmax(1).tolist(), seconds=float(metadata["seconds"]))
 
+def search_identity(data: SearchData) -> dict:
+    "What the scores of all members' trials depend on."
+    return identity(data.outer, data.settings) | {"inner_folds": fingerprint(data.inner.fold)}
+
 def trial_identity(data: SearchData, member: str) -> dict:
     "What the scores of a member's trials depend on besides the values that are searched."
-    base = identity(data.outer, data.settings) | {"inner_folds": fingerprint(data.inner.fold)}
     settings = trial_settings(data.settings, member, data.settings.values_of(member))
     train = make_batch(data.inner, np.flatnonzero(data.inner.fold != 0))
     if options := data.inner.options_by_fold.get(0): train = replace(train, options=options)
-    return unit_identity(base, member_class(member)(settings, settings.seed, 0), train)
+    return unit_identity(search_identity(data), member_class(member)(settings, settings.seed, 0), train)
 
 def named_unit(member: str, part: str, fold: int, folder: str | Path) -> Unit:
     "A fold of a trial under the name of its trial, for sentences and file names: 'lgbm-trial3 fold 1'."

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from ..artifacts import fingerprint, read_json, remove, write_json
+from ..artifacts import read_json, remove, write_json
 from ..config import Settings, UserError, active_members
 from ..control import StopSignal
 from ..executors.base import LostUnitError
@@ -29,7 +29,7 @@ from ..presets import preset_value
 from ..report.findings import TITLES
 from ..text import count_of
 from ..training.gather import open_executor, plan_work
-from ..training.identity import as_stored, identity
+from ..training.identity import as_stored
 from ..training.results import versions
 from ..training.units import Unit
 from ..training.worker import Here
@@ -37,7 +37,13 @@ from .ablate import Effect, effect
 from .compare import difference_text, verdict
 from .search import MemberSearch, Running, space_of
 from .study import TrialRecord, best_of, importance_of, quiet_optuna, records_of
-from .trials import SearchData, labels_of_folds, load_search_data, select_all_options
+from .trials import (
+    SearchData,
+    labels_of_folds,
+    load_search_data,
+    search_identity,
+    select_all_options,
+)
 
 # %% ../../nbs/80_analysis.tune.ipynb #4bf993e8
 class MemberResult(TypedDict):
@@ -173,7 +179,7 @@ def tune(
             space_of(member, settings)
         data = load_search_data(settings, Here(reporter, stop))
         select_all_options(data)
-        known = identity(data.outer, settings) | {"inner_folds": fingerprint(data.inner.fold)}
+        known = search_identity(data)
         results, note = earlier_results(folder / "results.json", known), origin_note(origin, known)
         if note: reporter.say(note)
         reporter.event("search")   # what is trained from here on is not the run

@@ -104,10 +104,11 @@ def _fill_readings(location: FileLocation, batch, channels: list[str], row: int,
 def _side_by_side(blocks: list[np.ndarray], rows: int, room: Room | None) -> np.ndarray:
     "Blocks `[channels, …]` as one float32 array `[channels, rows]`; each is freed once it is copied."
     values, start = empty_in(room, (len(blocks[0]), rows)), 0
-    for k, block in enumerate(blocks):
-        with written_in_parts(values): values[:, start:start + block.shape[1]] = block
-        start += block.shape[1]
-        blocks[k] = block = None
+    with written_in_parts(values):
+        for k, block in enumerate(blocks):
+            values[:, start:start + block.shape[1]] = block
+            start += block.shape[1]
+            blocks[k] = block = None
     return values
 
 # %% ../../nbs/11_data.tidy.ipynb #6a674762

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..schema import ROT
-from ..scratch import empty_beside, is_in_file
+from ..scratch import empty_beside, is_in_file, written_in_parts
 from ..sensors import SENSORS, sensor_of
 from .names import unit_of_name
 from .options import ReadOptions
@@ -294,5 +294,6 @@ def _table_of_pieces(table: SequenceTable, pieces: list[list[Piece]]) -> Sequenc
         meta["gesture_start"] = np.array([_start_in(piece, start) for piece, start in starts], np.int64)
     offsets = offsets_of([piece.values.shape[1] for piece in flat])
     values = empty_beside(table.values, (len(table.names), offsets[-1]))
-    np.concatenate([piece.values for piece in flat], axis=1, out=values, casting="same_kind")
+    with written_in_parts(values):
+        np.concatenate([piece.values for piece in flat], axis=1, out=values, casting="same_kind")
     return replace(table, values=values, offsets=offsets, meta=meta)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UserError
-from ..events import LogReader
+from ..events import LogReader, title_with_unit, with_unit
 from ..sinks import Bar
 from ..writing import remove
 from .base import units_folder
@@ -60,7 +60,7 @@ class UnitAtWork:
         "The event with the name of the unit, also at the beginning of its lines, and at the time of this clock."
         own, text = {"of": self.name, "time": event["time"] - self.ahead}, event.get("text")
         if isinstance(text, str) and not (event["kind"] == "step" and self._is_plain):
-            own["text"] = "\n".join(map(self._named_line, text.split("\n")))
+            own["text"] = "\n".join(with_unit(line, self.name) for line in text.split("\n"))
         return event | own
 
     @property
@@ -68,12 +68,8 @@ class UnitAtWork:
         "Whether member and fold, which a step's line and a training's title state, tell who it is; a trial has more."
         return self.name.rsplit(" fold ", 1)[0].isidentifier()
 
-    def _named_line(self, line: str) -> str:
-        return line if not line.strip() or line.startswith(self.name) else f"{self.name}: {line}"
-
     def bar(self) -> Bar:
-        is_told = self._is_plain and self.title.endswith(f" fold {self.name.rsplit(' fold ', 1)[-1]}")
-        return Bar(self.title if is_told else self._named_line(self.title), self.done, self.total, self.note)
+        return Bar(title_with_unit(self.title, self.name), self.done, self.total, self.note)
 
     def status(self) -> str:
         "Name and position, for the heartbeat."

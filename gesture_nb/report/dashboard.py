@@ -22,7 +22,7 @@ import numpy as np
 from ..config import read_settings
 from ..data.sequences import SequenceTable
 from ..evaluation.metric import bootstrap_interval
-from ..events import LogReader
+from ..events import LogReader, title_with_unit
 from ..panel import Panel
 from ..remaining import Remaining
 from ..show import BLUE, calm, canvas, own_style, png, short_labels
@@ -84,16 +84,10 @@ class UnitRows:
         self.rows[pid] = row or self.rows.pop(next(iter(self.rows)))
         return self.rows[pid]
 
-def _title_with_unit(event: dict) -> str:
-    "What is being done, and by which unit, unless the title says so: 'torch fold 1: Processing pass'."
-    title, unit = title_of(event), str(event.get("of", ""))
-    member, _, fold = unit.rpartition(" fold ")
-    is_told = not unit or (member.isidentifier() and title.endswith(f" fold {fold}")) or title.startswith(unit)
-    return title if is_told else f"{unit}: {title}"
-
 def unit_bar(bar: Bar | None, event: dict) -> Bar | None:
     "The bar of a worker process after one more of its events."
-    kind, title = event["kind"], _title_with_unit(event)
+    kind, title = event["kind"], title_of(event)
+    if unit := str(event.get("of", "")): title = title_with_unit(title, unit)
     if kind in ("task", "training"): return Bar(title, 0, event.get("total"), "")
     if kind == "progress": return Bar(title, event["done"], event.get("total"), f"{float(event['rate']):.1f}/s")
     if kind != "step": return bar
